@@ -1,0 +1,72 @@
+"""Umbel: a distributed task queue with Celery's API and wire protocol.
+
+The public names below are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from umbel.app import Celery, Umbel, current_app, current_task, shared_task
+    from umbel.result import (
+        AsyncResult,
+        EagerResult,
+        GroupResult,
+        ResultSet,
+        allow_join_result,
+        denied_join_result,
+    )
+    from umbel.signature import Signature, maybe_signature, signature, subtask
+    from umbel.task import Task
+    from umbel.utils.identity import uuid
+
+__all__ = [
+    "AsyncResult",
+    "Celery",
+    "EagerResult",
+    "GroupResult",
+    "ResultSet",
+    "Signature",
+    "Task",
+    "Umbel",
+    "__version__",
+    "allow_join_result",
+    "current_app",
+    "current_task",
+    "denied_join_result",
+    "maybe_signature",
+    "shared_task",
+    "signature",
+    "subtask",
+    "uuid",
+]
+
+_MODULES = {
+    "umbel.app": ("Celery", "Umbel", "current_app", "current_task", "shared_task"),
+    "umbel.result": (
+        "AsyncResult", "EagerResult", "GroupResult", "ResultSet", "allow_join_result", "denied_join_result",
+    ),
+    "umbel.signature": ("Signature", "maybe_signature", "signature", "subtask"),
+    "umbel.task": ("Task",),
+    "umbel.utils.identity": ("uuid",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("current_app", "Task", "Signature", "signature"):
+        # These find the current app, and only the app's module knows how to make a first one.
+        importlib.import_module("umbel.app")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,122 @@
+"""Messages, and the JSON envelope in which brokers without headers of their own carry them, as kombu writes it."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from math import isfinite
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from umbel.exceptions import DecodeError, EncodeError
+from umbel.jsoncodec import decode_extra, encode_strict, explain_parts, may_have_tags
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """One message as a broker carries it: readable headers and an opaque body."""
+
+    body: bytes
+    content_type: str = "application/json"
+    content_encoding: str = "utf-8"
+    headers: dict[str, Any] = msgspec.field(default_factory=dict)
+    properties: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class _Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
+    body: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] | None = None
+    properties: dict[str, Any] | None = None
+
+
+_write_json: Final = msgspec.json.Encoder().encode
+_read_envelope: Final = msgspec.json.Decoder(_Envelope).decode
+_SCALARS: Final = frozenset({str, int, bool, type(None)})
+
+
+def encode_envelope(message: Message) -> bytes:
+    """Return the message as kombu's JSON envelope, with the body in base64. EncodeError for headers JSON has not."""
+    headers = message.headers
+    properties = message.properties
+    if properties.get("body_encoding") != "base64":
+        properties = {**properties, "body_encoding": "base64"}
+    envelope = {
+        "body": message.body,
+        "content-encoding": message.content_encoding,
+        "content-type": message.content_type,
+        "headers": headers,
+        "properties": properties,
+    }
+    # The fast encoder writes some types its own way, so it gets only those that both write alike.
+    if _is_plain(headers) and _is_plain(properties):
+        try:
+            return _write_json(envelope)
+        except (UnicodeEncodeError, TypeError):
+            pass  # a lone surrogate, an odd key
+    envelope["body"] = binascii.b2a_base64(message.body, newline=False).decode("ascii")
+    try:
+        return encode_strict(envelope).encode("ascii")
+    except Exception as error:  # __json__() and registered encoders are user code: anything may come
+        parts = {"its headers": headers, "its properties": properties}
+        raise EncodeError(f"message: {explain_parts(parts, encode_strict, 'json', error)}") from error
+
+
+def decode_envelope(raw: bytes) -> Message:
+    """Return the message of a kombu envelope; keys that are missing get defaults. DecodeError when it is none."""
+    try:
+        envelope = _read_tagged(raw) if may_have_tags(raw) else _read_plain(raw)
+        properties = envelope.properties or {}
+        body = _decode_body(envelope, properties.get("body_encoding"))
+    except Exception as error:  # registered decoders are user code: anything may come
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DecodeError(f"not a message envelope: {reason}", None, raw) from error
+    return Message(
+        body=body,
+        content_type=envelope.content_type or "application/json",
+        content_encoding=envelope.content_encoding or "utf-8",
+        headers=envelope.headers or {},
+        properties=properties,
+    )
+
+
+def _decode_body(envelope: _Envelope, encoding: Any) -> bytes:
+    if not envelope.body:
+        return b""
+    if encoding == "base64":
+        return binascii.a2b_base64(envelope.body)
+    if encoding:
+        raise ValueError(f"unknown body_encoding {encoding!r}")
+    return envelope.body.encode("utf-8")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_read_json: Final = json.JSONDecoder(object_hook=decode_extra, parse_constant=_refuse_constant).decode
+
+
+def _read_plain(raw: bytes) -> _Envelope:
+    try:
+        return _read_envelope(raw)
+    except msgspec.DecodeError:
+        return _read_tagged(raw)  # lone surrogates are refused there and written by kombu
+
+
+def _read_tagged(raw: bytes) -> _Envelope:
+    return msgspec.convert(_read_json(raw.decode("utf-8")), _Envelope)
+
+
+def _is_plain(fields: Any) -> bool:
+    for value in fields.values() if type(fields) is dict else fields:
+        kind = type(value)
+        if kind in _SCALARS:
+            continue
+        if kind is dict or kind is list or kind is tuple:
+            if value and not _is_plain(value):
+                return False
+        elif kind is not float or not isfinite(value):
+            return False
+    return True

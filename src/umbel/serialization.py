@@ -1,0 +1,212 @@
+"""Values to bytes and back, under kombu's serializer names and content types.
+
+Encoding may use any serializer. Decoding uses only those that the reader accepts, and that is JSON alone unless told
+otherwise: pickle runs whatever the writer wants. yaml and msgpack are imported when first used.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Collection
+from typing import Any, Final, NamedTuple
+
+from umbel.compression import DEFAULT_LIMIT, compress, decompress
+from umbel.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
+from umbel.jsoncodec import encode_text, explain, json_dumps, json_loads, register_type
+from umbel.remote import decode_exception, encode_exception
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "JSON_ONLY",
+    "compress",
+    "content_type_of",
+    "decode_exception",
+    "decompress",
+    "dumps",
+    "encode_exception",
+    "json_dumps",
+    "json_loads",
+    "loads",
+    "refusal",
+    "register",
+    "register_type",
+]
+
+JSON_ONLY: Final = ("json",)
+"""What is accepted when nothing else is said."""
+
+_RAW: Final = "application/data"
+_ALWAYS_ACCEPTED: Final = frozenset({_RAW, "application/text"})  # handed over as they are, so harmless
+_NOT_TEXT: Final = frozenset({"binary", "ascii-8bit"})
+_PICKLE_PROTOCOL: Final = 4  # kombu's
+
+
+class _Serializer(NamedTuple):
+    content_type: str
+    content_encoding: str
+    encode: Callable[[Any], bytes | str] | None
+    decode: Callable[[bytes], Any] | None
+
+
+def _encode_pickle(value: Any) -> bytes:
+    import pickle
+
+    return pickle.dumps(value, protocol=_PICKLE_PROTOCOL)
+
+
+def _decode_pickle(data: bytes) -> Any:
+    import pickle
+
+    return pickle.loads(data)
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImproperlyConfigured("the yaml serializer needs a package: pip install 'umbel[yaml]'") from error
+    return yaml
+
+
+def _encode_yaml(value: Any) -> str:
+    text: str = _yaml().safe_dump(value)
+    return text
+
+
+def _decode_yaml(data: bytes) -> Any:
+    return _yaml().safe_load(data)
+
+
+def _msgpack() -> Any:
+    try:
+        import msgpack  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise ImproperlyConfigured("the msgpack serializer needs a package: pip install 'umbel[msgpack]'") from error
+    return msgpack
+
+
+def _encode_msgpack(value: Any) -> bytes:
+    data: bytes = _msgpack().packb(value, use_bin_type=True)
+    return data
+
+
+def _decode_msgpack(data: bytes) -> Any:
+    return _msgpack().unpackb(data, raw=False)
+
+
+_by_name: dict[str, _Serializer] = {}
+_by_content_type: dict[str, tuple[str, _Serializer]] = {}
+
+
+def register(
+    name: str,
+    encoder: Callable[[Any], bytes | str] | None,
+    decoder: Callable[[bytes], Any] | None,
+    content_type: str,
+    content_encoding: str = "utf-8",
+) -> None:
+    """Add a serializer to this process, or replace one. The reader needs it too, and must accept it.
+
+    Without an encoder it can only be read, without a decoder only be written.
+    """
+    serializer = _Serializer(content_type, content_encoding, encoder, decoder)
+    _by_name[name] = serializer
+    _by_content_type[content_type] = (name, serializer)
+
+
+register("json", encode_text, json_loads, "application/json")
+register("pickle", _encode_pickle, _decode_pickle, "application/x-python-serialize", "binary")
+register("yaml", _encode_yaml, _decode_yaml, "application/x-yaml")
+register("msgpack", _encode_msgpack, _decode_msgpack, "application/x-msgpack", "binary")
+
+
+def content_type_of(name: str) -> str:
+    """Return the content type of a serializer given by name or content type; ImproperlyConfigured if unknown."""
+    if "/" in name:
+        return name
+    return _serializer(name).content_type
+
+
+def dumps(value: Any, serializer: str | None = "json", *, what: str = "the value") -> tuple[str, str, bytes]:
+    """Return (content type, content encoding, bytes); EncodeError names the part that cannot be carried.
+
+    Without a serializer text and bytes go as they are and the rest as JSON; ``"raw"`` never serializes.
+
+    :param what: how to call the value in an error message.
+    """
+    if serializer == "raw" or (serializer is None and isinstance(value, bytes | str)):
+        return _dumps_raw(value, serializer)
+    chosen = _serializer(serializer or "json")
+    if chosen.encode is None:
+        raise ImproperlyConfigured(f"serializer {serializer!r} can only read")
+    try:
+        data = chosen.encode(value)
+    except (ImproperlyConfigured, EncodeError):
+        raise
+    except Exception as error:  # serializers and the hooks of values are user code: anything may come
+        raise EncodeError(explain(value, what, chosen.encode, serializer or "json", error)) from error
+    return chosen.content_type, chosen.content_encoding, data.encode("utf-8") if isinstance(data, str) else data
+
+
+def _dumps_raw(value: Any, serializer: str | None) -> tuple[str, str, bytes]:
+    if isinstance(value, str):
+        return _RAW if serializer else "text/plain", "utf-8", value.encode("utf-8")
+    if not isinstance(value, bytes):
+        raise EncodeError(f"the raw serializer takes bytes or text, not {type(value).__name__}")
+    return _RAW, "binary", value
+
+
+def _serializer(name: str) -> _Serializer:
+    try:
+        return _by_name[name]
+    except KeyError:
+        known = ", ".join(_by_name)
+        raise ImproperlyConfigured(f"unknown serializer {name!r}; known are {known}, or register() it") from None
+
+
+def refusal(content_type: str | None, accept: Collection[str] | None, data: bytes = b"") -> ContentDisallowed | None:
+    """Return the error to raise for a content type that is not accepted, or None when it is.
+
+    :param accept: serializer names and content types; None for JSON alone.
+    """
+    if accept is None:
+        accept = JSON_ONLY
+    content_type = content_type or _RAW
+    if content_type in accept or content_type in _ALWAYS_ACCEPTED:
+        return None
+    name = _by_content_type[content_type][0] if content_type in _by_content_type else content_type
+    if name in accept:
+        return None
+    return ContentDisallowed(
+        f"refused to read content of type {content_type}: {name!r} is not in accept_content ({', '.join(accept)})",
+        content_type,
+        data,
+    )
+
+
+def loads(
+    data: bytes | str, content_type: str | None, content_encoding: str | None, accept: Collection[str] | None = None
+) -> Any:
+    """Return the value; ContentDisallowed when its type is not accepted, DecodeError when it cannot be read.
+
+    Content of a type that is accepted and has no decoder comes back as text, or as bytes where it is binary.
+
+    :param accept: serializer names and content types; None for JSON alone.
+    """
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    refused = refusal(content_type, accept, raw)
+    if refused is not None:
+        raise refused
+    if not data:
+        return data
+    decode = _by_content_type[content_type][1].decode if content_type in _by_content_type else None
+    try:
+        if decode is not None:
+            return decode(raw)
+        encoding = (content_encoding or "utf-8").lower()
+        return data if encoding in _NOT_TEXT or isinstance(data, str) else codecs.decode(data, encoding)
+    except (ImproperlyConfigured, DecodeError):
+        raise
+    except Exception as error:  # what a decoder raises for broken or hostile bytes is not bounded
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DecodeError(f"cannot read content of type {content_type}: {reason}", content_type, raw) from error
