@@ -1,0 +1,92 @@
+-- Putting messages where they belong. The message itself is never decoded: what we know of it lies beside it.
+--
+-- held        queue NUL step NUL reserved ms NUL crashed+1 NUL once NUL verdict NUL detail NUL message
+-- ends        step NUL crashed+1 NUL verdict NUL detail NUL message
+-- delayed     15 digits NUL step NUL message            (the digits keep equal moments in order)
+-- gate        queue NUL step NUL due ms NUL message
+-- published   three arguments: list key, repeat key or empty, message. With an empty list key the second one is
+--             queue NUL step NUL repeat key NUL due ms NUL gate NUL unique key NUL its ms NUL task id
+local DC_SECONDS = 2592000
+
+local function list_key(queue, step)
+  if step == '0' then return P .. queue end
+  return P .. queue .. SEP .. step
+end
+
+local function delay(queue, step, due, raw)
+  local member = fmt('%015.0f', call('INCR', NS .. 'ids')) .. NUL .. step .. NUL .. raw
+  call('ZADD', NS .. 'delayed:' .. queue, digits(due), member)
+  call('ZADD', NS .. 'due', 'LT', digits(due), queue)
+end
+
+local function open_held(value)
+  local f = split(value, 7)
+  return {queue = f[1], step = f[2], count = tonumber(f[4]), once = f[5] ~= '', kind = f[6], detail = f[7], raw = f[8]}
+end
+
+local function to_ends(m)
+  call('RPUSH', NS .. 'ends:' .. m.queue,
+    m.step .. NUL .. m.count .. NUL .. m.kind .. NUL .. m.detail .. NUL .. m.raw)
+end
+
+-- A hold ended without an outcome: back to the head, or to the ends. `crashed`: this delivery counts.
+-- `pauses`: how many ms the second, third ... redelivery waits; nil for no wait.
+local function give_back(m, crashed, pauses)
+  if m.kind ~= '' then return to_ends(m) end
+  if not crashed then return call('RPUSH', list_key(m.queue, m.step), m.raw) end
+  if m.once then
+    m.kind, m.detail = 'lost', 'its process died while it ran'
+    return to_ends(m)
+  end
+  if MAX > 0 and m.count >= MAX then
+    call('HDEL', NS .. 'dc', redis.sha1hex(m.raw))
+    m.kind, m.detail = 'max_deliveries', 'delivered ' .. m.count .. ' times'
+    return to_ends(m)
+  end
+  call('HSET', NS .. 'dc', redis.sha1hex(m.raw), m.count)
+  call('EXPIRE', NS .. 'dc', DC_SECONDS)
+  local pause = pauses and m.count > 1 and (pauses[m.count - 1] or pauses[#pauses])
+  if pause and pause > 0 then return delay(m.queue, m.step, NOW + pause, m.raw) end
+  call('RPUSH', list_key(m.queue, m.step), m.raw)
+end
+
+local function park(gate, queue, step, due, raw)
+  call('LPUSH', NS .. 'gate:' .. gate, queue .. NUL .. step .. NUL .. due .. NUL .. raw)
+end
+
+-- Let one message through the gate of that name, and give up the unique key of that name.
+local function free(name)
+  call('DEL', NS .. 'unique:' .. name)
+  local waiting = call('RPOP', NS .. 'gate:' .. name)
+  if not waiting then return end
+  local f = split(waiting, 3)
+  local due = tonumber(f[3])
+  if due and due > NOW then return delay(f[1], f[2], due, f[4]) end
+  call('RPUSH', list_key(f[1], f[2]), f[4])
+end
+
+-- Whether Celery's workers alone serve this server: they hold an early message themselves, and know no schedule of ours.
+-- Where neither kind of worker was seen, the schedule is right: a worker of ours will look there.
+local function only_celery()
+  return call('EXISTS', P .. '_kombu.binding.celery.pidbox') == 1
+    and #call('ZRANGEBYSCORE', NS .. 'widx', digits(NOW), '+inf', 'LIMIT', 0, 1) == 0
+end
+
+-- Publish a message with more to it than a list. Returns nothing, or the id that holds its key.
+-- `continues`: part of a settlement, so it may take the key that its own task holds.
+local function put_special(options, raw, repeat_ms, continues)
+  local f = split(options, 7)
+  local queue, step, seen, due, gate, unique, task = f[1], f[2], f[3], tonumber(f[4]), f[5], f[6], f[8]
+  if unique ~= '' then
+    local holder = call('GET', NS .. 'unique:' .. unique)
+    if holder and not (continues and holder == task) then return holder end
+  end
+  if seen ~= '' and not call('SET', NS .. 'seen:' .. seen, '1', 'NX', 'PX', repeat_ms) then return task end
+  if unique ~= '' then
+    if f[7] == '' then call('SET', NS .. 'unique:' .. unique, task)
+    else call('SET', NS .. 'unique:' .. unique, task, 'PX', f[7]) end
+  end
+  if gate ~= '' then park(gate, queue, step, f[4], raw)
+  elseif due and due > NOW and not only_celery() then delay(queue, step, due, raw)
+  else call('LPUSH', list_key(queue, step), raw) end
+end

@@ -1,0 +1,410 @@
+"""A connection that packs, sends and reads with hiredis directly; redis-py opens it and negotiates.
+
+The high-level client of redis-py costs more time per command than the server does, and hides the push messages of
+client tracking, which end our waits.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha1
+from pkgutil import get_data
+from typing import Any, Final, NoReturn
+
+import hiredis
+
+from umbel.brokers.redis.client import Source, Unconfirmed, unreachable
+from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
+
+Word = str | bytes | int | float
+
+_MORE: Final = object()
+_READ_SIZE: Final = 65536
+_FRESH: Final = 0.1  # seconds in which a link that was just used is taken to be alive, without asking the kernel
+_KERNEL_TIMEOUTS: Final = sys.platform == "linux" and struct.calcsize("ll") == 16
+# redis.io/docs/latest/develop/reference/protocol-spec: the first word of an error reply is its kind. After these the
+# server has changed nothing, and another server, or the same one later, may well do it.
+_UNAVAILABLE: Final = frozenset(
+    {
+        "BUSY",
+        "CLUSTERDOWN",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOAUTH",
+        "NOPERM",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+        "WRONGPASS",
+    }
+)
+# The server behind the address is no longer the one that takes writes.
+_MOVED: Final = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN"})
+
+if not hasattr(hiredis, "PushNotification"):
+    raise ImproperlyConfigured(f"Redis needs hiredis 3.2 or newer, not {hiredis.__version__}: pip install -U hiredis")
+_Push: Final[Any] = hiredis.PushNotification
+# hiredis declares its argument as a tuple of one word.
+pack: Final[Callable[[tuple[Word, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
+
+
+class Script:
+    """A Lua script made of files of this package, named by its hash."""
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, *names: str) -> None:
+        parts = [get_data(__package__, f"{name}.lua") or b"" for name in names]
+        self.text = b"\n".join(parts)
+        self.sha = sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+    def pack(self, keys: Sequence[Word], args: Sequence[Word]) -> bytes:
+        """Return the words that run it."""
+        return pack((b"EVALSHA", self.sha, len(keys), *keys, *args))
+
+
+class Link:
+    """One connection. Used by one thread at a time; connects when it is first used, and again after a failure."""
+
+    __slots__ = (
+        "_buffer",
+        "_connection",
+        "_hurried",
+        "_on_open",
+        "_on_push",
+        "_plain",
+        "_poll",
+        "_reader",
+        "_sock",
+        "_source",
+        "idle_since",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        timeout: float | None = None,
+        on_open: Callable[[Link], None] | None = None,
+        on_push: Callable[[list[Any]], None] | None = None,
+    ) -> None:
+        self._source = source
+        self.timeout = timeout or source.socket_timeout
+        self._on_open = on_open
+        self._on_push = on_push
+        self._connection: Any = None
+        self._sock: Any = None
+        self._poll: Any = None  # of that socket
+        self._plain = False  # its timeouts are the kernel's
+        self._hurried = False  # its timeout is what connecting has left
+        self.idle_since = 0.0
+        self._reader: Any = None
+        self._buffer = bytearray(_READ_SIZE)
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def call(self, *words: Word) -> Any:
+        """Run one command and return its reply."""
+        return self.checked(self.exchange(pack(words)))
+
+    def run(self, script: Script, keys: Sequence[Word], args: Sequence[Word]) -> Any:
+        """Run a script and return its reply."""
+        packed = script.pack(keys, args)
+        reply = self.exchange(packed)
+        if type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT"):
+            self.call(b"SCRIPT", b"LOAD", script.text)
+            reply = self.exchange(packed)
+        return self.checked(reply)
+
+    def pipeline(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
+        """Run commands in one round trip and return their replies; the first error reply is raised."""
+        self.send(b"".join([pack(tuple(command)) for command in commands]))
+        try:
+            replies = [self.read() for _ in commands]
+        except BaseException:
+            self.drop()
+            raise
+        if self._hurried:
+            self._limit(self.timeout)
+        return [self.checked(reply) for reply in replies]
+
+    def exchange(self, packed: bytes) -> Any:
+        """Send packed words and return the reply, also when it is an error."""
+        try:
+            self.send(packed)
+            reply = self.read()
+        except BaseException:
+            # An exception in between (a signal's, say) leaves a reply that the next command would take for its own.
+            self.drop()
+            raise
+        if self._hurried:
+            self._limit(self.timeout)
+        return reply
+
+    def send(self, packed: bytes) -> None:
+        """Send packed words; each command in them is owed one :meth:`read`."""
+        if self._sock is None:
+            started = time.monotonic()
+            self.open()
+            # Connecting and the first answer share the time of one answer.
+            self._limit(max(self.timeout - (time.monotonic() - started), 0.001))
+            self._hurried = True
+        try:
+            self._sock.sendall(packed)
+        except OSError as error:
+            # A command that was not sent whole is not run.
+            self.drop()
+            raise unreachable(self._source.name, _cause(error)) from error
+
+    def read(self) -> Any:
+        """Return the next reply, also when it is an error. Push messages go to ``on_push``."""
+        reader = self._reader
+        if reader is None:
+            raise Unconfirmed(f"the connection to Redis at {self._source.name} was closed")
+        reply = reader.gets()
+        while reply is _MORE or type(reply) is _Push:
+            if reply is _MORE:
+                self._receive()
+            elif self._on_push is not None:
+                self._on_push(reply)
+            reply = reader.gets()
+        return reply
+
+    def _receive(self) -> None:
+        try:
+            count = self._sock.recv_into(self._buffer)
+            if not count:
+                raise ConnectionResetError("the server closed the connection")
+        except OSError as error:
+            self.drop()
+            raise Unconfirmed(f"Redis at {self._source.name} gave no answer: {_cause(error)}") from error
+        self._reader.feed(self._buffer, 0, count)
+
+    def checked(self, reply: Any) -> Any:
+        """Return a reply of :meth:`exchange`, or raise our error for it."""
+        if type(reply) is hiredis.ReplyError:
+            self.fail(reply)
+        return reply
+
+    def fail(self, reply: Exception) -> NoReturn:
+        """Raise the error of ours for an error reply."""
+        text = str(reply)
+        kind = text.partition(" ")[0]
+        if kind in _MOVED:
+            self.drop()
+        if kind in _UNAVAILABLE:
+            raise OperationalError(f"Redis at {self._source.name} refused: {text}") from reply
+        raise BrokerError(f"Redis at {self._source.name} answered with an error: {text}") from reply
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known without asking."""
+        return self._sock is not None
+
+    def open(self) -> None:
+        """Connect now, if not connected."""
+        if self._sock is not None:
+            return
+        connection = self._source.connect(self.timeout)
+        self._connection = connection
+        self._sock = connection._sock
+        self._plain = _KERNEL_TIMEOUTS and not hasattr(self._sock, "pending")
+        if self._plain:
+            self._sock.settimeout(None)
+            self._poll = select.poll()
+            self._poll.register(self._sock, select.POLLIN)
+        self._limit(self.timeout)
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        if self._on_open is not None:
+            try:
+                self._on_open(self)
+            except BaseException:
+                self.drop()
+                raise
+
+    def _limit(self, seconds: float) -> None:
+        """Bound each send and each receive."""
+        self._hurried = False
+        if not self._plain:
+            self._sock.settimeout(seconds)
+            return
+        # By the kernel: a socket with a timeout of Python's costs another system call for each send and receive.
+        interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._sock.setsockopt(socket.SOL_SOCKET, option, interval)
+
+    def drop(self) -> None:
+        """Give up the connection; the next command makes a new one."""
+        connection, self._connection = self._connection, None
+        self._sock = self._reader = self._poll = None
+        if connection is not None:
+            connection.disconnect()
+
+    close = drop
+
+    def stale(self) -> bool:
+        """Say whether the server has closed the connection while it lay idle."""
+        if self._sock is None or not self._readable():
+            return False
+        try:
+            self.pump()
+        except OperationalError:
+            return True
+        return False
+
+    def _readable(self) -> bool:
+        poll = self._poll
+        return bool(poll.poll(0)) if poll is not None else readable(self._sock, 0.0)
+
+    def pump(self) -> None:
+        """Hand the push messages that have arrived to ``on_push``; never waits for more than a started one."""
+        while True:
+            reply = self._reader.gets()
+            if reply is not _MORE:
+                if self._on_push is not None and type(reply) is _Push:
+                    self._on_push(reply)
+                continue
+            if not self._readable():
+                return
+            self._receive()
+
+    def wait(self, timeout: float, waker: Waker | None = None) -> bool:
+        """Block until the server sends something or the waker is set; return whether the server did."""
+        sock = self._sock
+        if sock is None:
+            _select([waker] if waker else [], timeout)
+            return False
+        if (pending := getattr(sock, "pending", None)) and pending():
+            return True
+        return sock in _select([sock, waker] if waker else [sock], timeout)
+
+
+class Waker:
+    """Ends a wait of another thread. Setting it twice is the same as once; safe in a signal handler."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        # A pair of sockets and not a pipe: Windows can only select on sockets.
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def fileno(self) -> int:
+        """Return what to select on."""
+        return self._read.fileno()
+
+    def set(self) -> None:
+        """End the wait, or the next one."""
+        try:
+            self._write.send(b"\0")
+        except OSError:
+            # Full: it is set already. Closed: nobody waits any more.
+            pass
+
+    def clear(self) -> bool:
+        """Forget what was set and say whether it was."""
+        seen = False
+        try:
+            while self._read.recv(4096):
+                seen = True
+        except OSError:
+            pass
+        return seen
+
+    def close(self) -> None:
+        """Give up the sockets."""
+        self._read.close()
+        self._write.close()
+
+
+def _cause(error: OSError) -> str:
+    # What the kernel's timeout looks like from Python, beside Python's own.
+    return "it took too long" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
+
+
+def readable(sock: Any, timeout: float) -> bool:
+    """Say whether something can be read within the timeout (seconds)."""
+    pending = getattr(sock, "pending", None)
+    return bool(pending and pending()) or bool(_select([sock], timeout))
+
+
+def _select(files: list[Any], timeout: float) -> list[Any]:
+    timeout = max(timeout, 0.0)
+    if not hasattr(select, "poll"):
+        return select.select(files, [], [], timeout)[0]
+    # select() knows no descriptor above 1023.
+    poll = select.poll()
+    by_number = {file.fileno(): file for file in files}
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    return [by_number[number] for number, _ in poll.poll(timeout * 1000)]
+
+
+class LinkPool:
+    """Links for whoever needs one for a moment. Safe to share between threads."""
+
+    __slots__ = ("_free", "_lock", "_source", "_timeout", "closed")
+
+    def __init__(self, source: Source, *, timeout: float | None = None) -> None:
+        self._source = source
+        self._timeout = timeout
+        self._free: deque[Link] = deque()
+        self._lock = threading.Lock()
+        self.closed = True
+
+    def take(self) -> Link:
+        """Return a link that is nobody else's; give it back with :meth:`give`."""
+        while True:
+            try:
+                link = self._free.pop()
+            except IndexError:
+                return Link(self._source, timeout=self._timeout)
+            if time.monotonic() - link.idle_since < _FRESH or not link.stale():
+                return link
+            link.close()
+
+    def give(self, link: Link) -> None:
+        """Take a link back, for the next."""
+        if self.closed or not link.connected:
+            link.close()
+        else:
+            link.idle_since = time.monotonic()
+            self._free.append(link)
+
+    @contextmanager
+    def link(self) -> Iterator[Link]:
+        """``with pool.link() as link:`` lends one."""
+        link = self.take()
+        try:
+            yield link
+        except BaseException:
+            link.close()
+            raise
+        self.give(link)
+
+    def open(self) -> None:
+        """Connect one link; a pool that was closed may be used again."""
+        self.closed = False
+        with self.link() as link:
+            link.open()
+
+    def close(self) -> None:
+        """Close the links that lie idle; those that are lent close when they come back."""
+        self.closed = True
+        with self._lock:
+            while self._free:
+                self._free.pop().close()
