@@ -1,0 +1,243 @@
+"""The app: what a program makes one of, declares its tasks on, and sends them through."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from umbel import current, signals
+from umbel.asyncresult import AsyncResult
+from umbel.configuring import Configuring
+from umbel.connecting import Connecting
+from umbel.current import current_app, current_task
+from umbel.declaring import Declaring
+from umbel.defining import shared_task
+from umbel.exceptions import AlwaysEagerIgnored
+from umbel.groupresult import GroupResult, ResultSet
+from umbel.loading import symbol_by_name
+from umbel.publishing import Dispatch, check_outcome, prepare
+from umbel.signature import Signature, signature
+from umbel.utils.identity import uuid
+
+if TYPE_CHECKING:
+    from umbel.interfaces import Published
+
+__all__ = ["Celery", "Umbel", "current_app", "current_task", "shared_task"]
+
+#: How many messages of a bulk go to the broker in one step.
+BATCH = 500
+
+
+class Umbel(Declaring, Configuring, Connecting):
+    """A task queue as one program sees it: settings, tasks, and connections that are opened when first needed.
+
+    Safe to share between threads. Names, arguments and behaviour are those of Celery's app.
+    """
+
+    def __init__(
+        self,
+        main: str | None = None,
+        loader: Any = None,
+        backend: Any = None,
+        amqp: Any = None,
+        events: Any = None,
+        log: Any = None,
+        control: Any = None,
+        set_as_current: bool = True,
+        tasks: Any = None,
+        broker: Any = None,
+        include: Iterable[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
+        config_source: Any = None,
+        fixups: Any = None,
+        task_cls: Any = None,
+        autofinalize: bool = True,
+        namespace: str | None = None,
+        strict_typing: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Make an app. Nothing is connected, and no configuration is read, before it is needed.
+
+        :param main: the name; it stands for ``__main__`` in task names when the module runs as a script.
+        :param broker: the broker's URL. Without one an SQLite file beside the project is used.
+        :param backend: the URL where results are kept. Without one, and with a broker, there are no results.
+        :param kwargs: any setting.
+        """
+        self.main = main
+        self.set_as_current = set_as_current
+        self.strict_typing = strict_typing
+        self.fixups = list(fixups or ())
+        self._components = {"loader": loader, "amqp": amqp, "events": events, "log": log, "control": control}
+        self.on_after_fork = signals.Signal(name="app.on_after_fork")
+        given = {"broker_url": broker, "result_backend": backend, "include": include, **kwargs}
+        settings = {**(changes or {}), **{key: value for key, value in given.items() if value is not None}}
+        self._declare(tasks, task_cls, autofinalize)
+        self._disconnected()
+        self._configure(settings, config_source, namespace)
+        self._fixups = [symbol_by_name(fixup)(self) for fixup in self.fixups]
+        if set_as_current:
+            self.set_current()
+        self.on_init()
+        current.register_app(self)
+
+    def on_init(self) -> None:
+        """Called at the end of construction; for subclasses."""
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def send_task(
+        self, name: str, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Send a task by its name, which need not be known here, and return its result object.
+
+        Options: ``countdown`` ``eta`` ``expires`` ``queue`` ``exchange`` ``routing_key`` ``priority`` ``serializer``
+        ``compression`` ``headers`` ``link`` ``link_error`` ``time_limit`` ``soft_time_limit`` ``ignore_result``
+        ``shadow`` ``retry`` ``retry_policy`` ``reply_to`` and Celery's others; an unknown one becomes a property of
+        the message. Raises as :meth:`Task.apply_async`, but does not check the arguments.
+        """
+        plan = self.plan(name)
+        if plan.eager:
+            warnings.warn(AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=2)
+        if task_id is not None:
+            options["task_id"] = task_id
+        dispatch = prepare(self, plan, args, kwargs, options)
+        dispatch.send(self)
+        return cast("AsyncResult[Any]", dispatch.result(self))
+
+    def send_many(self, calls: Iterable[Any], **options: Any) -> list[AsyncResult[Any]]:
+        """Send many tasks, 500 in one step of the broker, and return their result objects in order.
+
+        A call is a signature, or ``(task, args, kwargs)`` with a task, a signature or a name, and ``args`` and
+        ``kwargs`` optional. The options are for every call. An error that stops a bulk in its middle says in a note
+        how many were sent.
+        """
+        results: list[AsyncResult[Any]] = []
+        batch: list[Dispatch] = []
+        try:
+            for call in calls:
+                task, args, kwargs, given = _call(call, options)
+                dispatch = self._dispatch(task, args, kwargs, given)
+                if dispatch is None:
+                    results.append(task.apply_async(args, kwargs, **given))
+                    continue
+                batch.append(dispatch)
+                results.append(dispatch.result(self))
+                if len(batch) == BATCH:
+                    self._send_batch(batch)
+                    batch = []
+            self._send_batch(batch)
+        except Exception as error:
+            error.add_note(f"{len(results) - len(batch)} tasks of this bulk were sent before")
+            raise
+        return results
+
+    def _dispatch(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Dispatch | None:
+        if isinstance(task, str):
+            registered = self.registry.get(task)
+            if registered is None:
+                return prepare(self, self.plan(task), args, kwargs, options)
+            task = registered
+        found: Dispatch | None = task._prepare(self, args, kwargs, options)
+        return found
+
+    def _send_batch(self, batch: Sequence[Dispatch]) -> None:
+        if not batch:
+            return
+        for dispatch in batch:
+            dispatch.announce()
+        outgoings = [dispatch.outgoing for dispatch in batch]
+        outcomes: Sequence[Published] = self.publish(outgoings, **batch[0].policy())
+        for dispatch, outcome in zip(batch, outcomes, strict=True):
+            check_outcome(dispatch.outgoing, outcome)
+            dispatch.report()
+
+    def signature(self, *args: Any, **kwargs: Any) -> Signature[Any]:
+        """Return a signature bound to this app."""
+        kwargs["app"] = self
+        return signature(*args, **kwargs)
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def AsyncResult(self) -> type[AsyncResult[Any]]:
+        """The result class, bound to this app."""
+        return type("AsyncResult", (AsyncResult,), {"app": self, "__module__": AsyncResult.__module__})
+
+    @cached_property
+    def GroupResult(self) -> type[GroupResult[Any]]:
+        """The class of a group's results, bound to this app."""
+        return type("GroupResult", (GroupResult,), {"app": self, "__module__": GroupResult.__module__})
+
+    @cached_property
+    def ResultSet(self) -> type[ResultSet[Any]]:
+        """The class of a set of results, bound to this app."""
+        return type("ResultSet", (ResultSet,), {"app": self, "__module__": ResultSet.__module__})
+
+    # -- its life ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def oid(self) -> str:
+        """An id of this app."""
+        return uuid()
+
+    def set_current(self) -> None:
+        """Make this the current app of the thread."""
+        current.set_current_app(self)
+
+    def set_default(self) -> None:
+        """Make this the app of every thread that never chose one."""
+        current.set_default_app(self)
+
+    def start(self, argv: Sequence[str] | None = None) -> Any:
+        """Run the ``umbel`` command for this app; ``argv`` is what follows the program's name."""
+        # The command line is above this layer; it is found by name, as a user's class would be.
+        cli, target = symbol_by_name("umbel.cli.main:cli"), symbol_by_name("umbel.cli.options:Target")()
+        target.load = lambda **_: self
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        return cli.main(args=arguments, prog_name="umbel", obj=target, standalone_mode=False)
+
+    def worker_main(self, argv: Sequence[str] | None = None) -> Any:
+        """Run a worker in this process; ``argv`` is ``["worker", ...]``."""
+        arguments = list(argv or ["worker"])
+        if "worker" not in arguments:
+            raise ValueError("worker_main needs the sub-command 'worker' in argv; use start() for other commands")
+        return self.start(arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (type(self), self.main, self.conf.changes, self.set_as_current)
+
+
+Celery = Umbel
+
+
+def _unpickle(cls: type[Umbel], main: str | None, changes: Mapping[str, Any], set_as_current: bool) -> Umbel:
+    return cls(main, changes=changes, set_as_current=set_as_current)
+
+
+def _call(call: Any, options: Mapping[str, Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
+    if isinstance(call, Signature | str) or not isinstance(call, tuple | list):
+        call = (call,)
+    task, args, kwargs = (*call, None, None)[:3]
+    if not isinstance(task, Signature):
+        return task, args, kwargs, dict(options)
+    args, kwargs, merged = task._merge(args, kwargs, options)
+    return task._registered() or task["task"], args, kwargs, merged
+
+
+def _default_app() -> Umbel:
+    return Umbel("default", set_as_current=False)
+
+
+current.set_app_factory(_default_app)

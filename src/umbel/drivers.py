@@ -1,0 +1,303 @@
+"""From a URL to a driver: which class serves which scheme, where the default file is, how a URL is shown.
+
+The only module that knows the names of drivers, and it imports one when its scheme is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from urllib.parse import quote
+
+from umbel.clock import SYSTEM_CLOCK
+from umbel.exceptions import ImproperlyConfigured
+from umbel.interfaces import Broker, Clock, ResultBackend
+
+BROKER_GROUP = "umbel.brokers"
+BACKEND_GROUP = "umbel.backends"
+
+
+class _Driver(NamedTuple):
+    target: str  # "module:Class"
+    extra: str = ""  # what to install, and the library it brings
+
+
+_BROKERS = {
+    "memory": _Driver("umbel.brokers.memory:MemoryBroker"),
+    "sqlite": _Driver("umbel.brokers.sqlite:SqliteBroker"),
+    "redis": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
+    "rediss": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
+    "redis+socket": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
+    "sentinel": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
+}
+_BACKENDS = {
+    "memory": _Driver("umbel.backends.memory:MemoryBackend"),
+    "sqlite": _Driver("umbel.backends.sqlite:SqliteBackend"),
+    "redis": _Driver("umbel.backends.redis:RedisBackend", "redis"),
+    "rediss": _Driver("umbel.backends.redis:RedisBackend", "redis"),
+    "redis+socket": _Driver("umbel.backends.redis:RedisBackend", "redis"),
+    "sentinel": _Driver("umbel.backends.redis:RedisBackend", "redis"),
+}
+# Celery's other names for the same things.
+_ALIASES = {"socket": "redis+socket", "cache+memory": "memory"}
+_PLANNED = {
+    "RabbitMQ, as the extra umbel[rabbitmq],": ("amqp", "amqps", "pyamqp", "librabbitmq", "rpc"),
+    "PostgreSQL, as the extra umbel[postgres],": ("postgresql", "postgres", "db+postgresql"),
+}
+
+
+class _Kind(NamedTuple):
+    noun: str
+    group: str  # of entry points, where third parties add theirs
+    known: Mapping[str, _Driver]
+
+
+_BROKER = _Kind("broker", BROKER_GROUP, _BROKERS)
+_BACKEND = _Kind("result backend", BACKEND_GROUP, _BACKENDS)
+_DISABLED = frozenset({"disabled", "disabled://"})
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+# A ";" inside a password is no separator: one that separates is followed by the next scheme.
+_SEPARATOR = re.compile(r"\s*;\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
+_SECRET = re.compile(
+    r"([?&;][^=&#;?]*(?:pass|pwd|token|secret|key|sig|auth|cred)[^=&#;?]*(?<!file)(?<!path)=)[^&#]*", re.IGNORECASE
+)
+
+
+# -- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_broker(
+    url: str | Iterable[str],
+    *,
+    options: Mapping[str, Any] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+    app_name: str = "",
+) -> Broker:
+    """Return the broker of a URL. It does not connect yet: :meth:`Broker.open` does.
+
+    Of several URLs the first is used, and the driver finds the others under ``options["alternates"]``; a list of
+    sentinels is one URL. Raises :exc:`ImproperlyConfigured` for an unknown scheme and for a missing library.
+    """
+    return cast(Broker, _build(_BROKER, url, _options(options, app_name), clock))
+
+
+def open_backend(
+    url: str | Iterable[str] | None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+    app_name: str = "",
+) -> ResultBackend | None:
+    """Return the result backend of a URL, unconnected, or None where results are disabled.
+
+    ``None``, ``""``, ``"disabled"`` and ``"disabled://"`` disable results. As in Celery a bare name such as
+    ``"redis"`` is that scheme with its default address. Errors are those of :func:`open_broker`.
+    """
+    if url is None or (isinstance(url, str) and (not url.strip() or url.strip().lower() in _DISABLED)):
+        return None
+    if isinstance(url, str) and url.strip().lower() in _BACKENDS:
+        url = f"{url.strip()}://"
+    return cast(ResultBackend, _build(_BACKEND, url, _options(options, app_name), clock))
+
+
+def _options(options: Mapping[str, Any] | None, app_name: str) -> dict[str, Any]:
+    given = dict(options or {})
+    if app_name:
+        given.setdefault("app_name", app_name)
+    return given
+
+
+def _build(kind: _Kind, url: str | Iterable[str], options: dict[str, Any], clock: Clock) -> object:
+    urls = split(url)
+    if not urls:
+        raise ImproperlyConfigured(f"the URL of the {kind.noun} is empty; give one such as redis://localhost:6379/0")
+    scheme = scheme_of(urls[0], noun=kind.noun)
+    if len(urls) > 1 and scheme != "sentinel":
+        options.setdefault("alternates", tuple(urls[1:]))
+    whole = ";".join(urls[1:]) if scheme == "sentinel" else ""
+    # Drivers compare schemes as they are written here.
+    whole = f"{scheme}://{_SCHEME.sub('', urls[0], count=1)}" + (f";{whole}" if whole else "")
+    driver = kind.known.get(scheme) or _third_party(kind, scheme)
+    if driver is None:
+        raise ImproperlyConfigured(_unknown(kind, scheme))
+    return _construct(driver, scheme, whole, options, clock)
+
+
+def _construct(driver: _Driver, scheme: str, url: str, options: Mapping[str, Any], clock: Clock) -> object:
+    module, _, name = driver.target.partition(":")
+    try:
+        made: object = getattr(importlib.import_module(module), name)(url, options=options, clock=clock)
+    except ModuleNotFoundError as exc:
+        # Only the driver's own library is a missing extra; anything else is a broken installation.
+        if not driver.extra or (exc.name or "").partition(".")[0] != driver.extra:
+            raise
+        raise ImproperlyConfigured(
+            f"URLs that start with {scheme}:// need the {driver.extra} library: pip install 'umbel[{driver.extra}]'"
+        ) from exc
+    return made
+
+
+def _third_party(kind: _Kind, scheme: str) -> _Driver | None:
+    from importlib.metadata import entry_points  # slow to import, and needed for unusual schemes only
+
+    for point in entry_points(group=kind.group, name=scheme):
+        return _Driver(point.value)
+    return None
+
+
+def _unknown(kind: _Kind, scheme: str) -> str:
+    from importlib.metadata import entry_points
+
+    names = sorted({*kind.known, *entry_points(group=kind.group).names})
+    text = f"no {kind.noun} for scheme {scheme!r}; known: {', '.join(names)}"
+    for what, schemes in _PLANNED.items():
+        if scheme in schemes:
+            return f"{text} ({what} is not available yet in this build)"
+    near = difflib.get_close_matches(scheme, names, n=1)
+    return f"{text}; did you mean {near[0]!r}?" if near else f"{text}; use one of these"
+
+
+# -- reading URLs ----------------------------------------------------------------------------------------------------
+
+
+def split(url: str | Iterable[str]) -> list[str]:
+    """Return the single URLs of a failover list, given as a list or in one string with ``;`` between.
+
+    >>> split("redis://a/0;redis://b/0")
+    ['redis://a/0', 'redis://b/0']
+    """
+    parts = _SEPARATOR.split(url) if isinstance(url, str) else [part for one in url for part in split(one)]
+    return [part.strip().rstrip(";").strip() for part in parts if part.strip(" ;\t\r\n")]
+
+
+def scheme_of(url: str, *, noun: str = "broker") -> str:
+    """Return the scheme of a URL, in lower case and under our name for it.
+
+    >>> scheme_of("REDIS://localhost")
+    'redis'
+    """
+    found = _SCHEME.match(url)
+    if found is None:
+        shown = mask(f"none://{url}").removeprefix("none://")
+        raise ImproperlyConfigured(
+            f"the URL of the {noun} has no scheme: {shown!r}; write it as scheme://…, such as redis://localhost:6379/0"
+        )
+    name = found.group(1).lower()
+    return _ALIASES.get(name, name)
+
+
+def mask(url: object, *, hidden: str = "**") -> str:
+    """Return the URL, or the list of URLs, as it may be shown: without passwords and tokens.
+
+    Unescaped ``@``, ``/`` and ``;`` in a password do not uncover it: where it is unclear what belongs to the
+    password, too much is hidden. Text that is no URL comes back as it is.
+
+    >>> mask("redis://me:s3cret@localhost:6379/0?ssl_password=x&db=1")
+    'redis://me:**@localhost:6379/0?ssl_password=**&db=1'
+    >>> mask("sentinel://:a@one:26379;sentinel://:b@two:26379")
+    'sentinel://:**@one:26379;sentinel://:**@two:26379'
+    """
+    if isinstance(url, (list, tuple)):
+        return ";".join(mask(part, hidden=hidden) for part in url)
+    text = str(url)
+    starts = [0] + [found.end() for found in _SEPARATOR.finditer(text)]
+    ends = [*starts[1:], len(text)]
+    return "".join(_mask_one(text[start:end], hidden) for start, end in zip(starts, ends, strict=True))
+
+
+def _mask_one(url: str, hidden: str) -> str:
+    found = _SCHEME.match(url.lstrip())
+    if found is None:
+        return url
+    lead = len(url) - len(url.lstrip()) + found.end()
+    head, rest = url[:lead], url[lead:]
+    user, colon, _ = rest.partition(":")
+    at = rest.rfind("@")
+    if colon and at > len(user) and not re.search(r"[/?#@]", user) and _holds_password(rest):
+        return f"{head}{user}:{hidden}{_mask_query(rest[at:], hidden)}"
+    return head + _mask_query(rest, hidden)
+
+
+def _holds_password(rest: str) -> bool:
+    # "host:6379/path@x" has its "@" in the path; "user:pass/word@host" has a "/" in its password.
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    return "@" in authority or re.fullmatch(r"[^:]+:\d*", authority) is None
+
+
+def _mask_query(text: str, hidden: str) -> str:
+    return _SECRET.sub(lambda found: found.group(1) + hidden, text)
+
+
+# -- which URLs an app uses ------------------------------------------------------------------------------------------
+
+
+class Urls(NamedTuple):
+    """Where one app reads, writes and keeps results. ``default`` says that no broker was configured."""
+
+    read: Any
+    write: Any
+    backend: Any  # None: results are disabled
+    default: bool
+
+
+def choose(settings: Mapping[str, Any], app_name: str | None, module_file: str | None) -> Urls:
+    """Return the URLs that an app with these settings uses.
+
+    Without a broker all three are :func:`default_url`, unless ``result_backend`` says otherwise. With a broker and
+    no ``result_backend`` results are disabled, as in Celery.
+    """
+    read, write, backend = (settings.get(name) for name in ("broker_read_url", "broker_write_url", "result_backend"))
+    if read or write:
+        return Urls(read or write, write or read, backend, False)
+    url = default_url(app_name, module_file)
+    return Urls(url, url, backend or url, True)
+
+
+def default_url(app_name: str | None, module_file: str | None) -> str:
+    """Return the SQLite URL of an app without a broker. Creates nothing.
+
+    ``$UMBEL_HOME/<app>.db``; else ``.umbel/<app>.db`` beside the nearest ``pyproject.toml`` or ``.git`` above the
+    app's module; else in the user's state folder. Never the working directory: two folders would be two queues.
+    """
+    source = Path(module_file).absolute() if module_file and Path(module_file).exists() else None
+    name = app_name if app_name and app_name != "__main__" else (source.stem if source else "umbel")
+    path = _home(source) / f"{safe_name(name)}.db"
+    return "sqlite:///" + quote(path.as_posix(), safe="/:")
+
+
+def _home(source: Path | None) -> Path:
+    if os.environ.get("UMBEL_HOME"):
+        return Path(os.environ["UMBEL_HOME"]).expanduser().absolute()
+    for folder in source.parents if source else ():
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder / ".umbel"
+    return _state_folder() / "umbel"
+
+
+def _state_folder() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+
+
+def safe_name(name: str) -> str:
+    """Return a file name for an app's name, the same for the same name and another for another.
+
+    >>> safe_name("shop.tasks")
+    'shop.tasks'
+    """
+    safe = re.sub(r"[^A-Za-z0-9._\-]", "_", name).lstrip(".")[:80]
+    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", safe)
+    if safe and safe == name and not reserved:
+        return safe
+    return f"{safe or 'app'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

@@ -1,0 +1,364 @@
+"""Settings: names, types, sources, who wins, and what is shown."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from umbel.exceptions import CeleryWarning, ImproperlyConfigured
+from umbel.setting_names import canonical, mistake
+from umbel.setting_rows import CHANGED, OLD_NAMES, ROWS
+from umbel.setting_values import READERS
+from umbel.settings import ENVIRONMENT, Settings, check
+
+OWN = {
+    "lease_ttl", "lease_heartbeat", "lease_sweep", "max_deliveries", "redelivery_backoff", "publish_timeout",
+    "publish_confirm", "publish_dedupe", "settle_window", "stuck_after", "durability", "events", "task_on_lost",
+    "worker_processes", "worker_shutdown_timeout",
+}  # fmt: skip
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variables in ENVIRONMENT.values():
+        for variable in variables:
+            monkeypatch.delenv(variable, raising=False)
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_celerys_and_our_own() -> None:
+    defaults = pytest.importorskip("celery.app.defaults")
+    assert set(ROWS) == set(defaults.DEFAULTS) | OWN
+    assert {row.old_name: row.name for row in ROWS.values() if row.old_name} == defaults._TO_NEW_KEY
+    changed = {name for name, value in defaults.DEFAULTS.items() if ROWS[name].default != value}
+    assert changed == set(CHANGED)
+
+
+def test_every_row_is_sound() -> None:
+    for row in ROWS.values():
+        assert row.type.removesuffix(" | none") in READERS, row
+        assert row.doc.endswith("."), row
+        conf = Settings({row.name: row.default})
+        assert conf[row.name] == Settings()[row.name], row
+
+
+def test_the_defaults_that_lose_work_are_changed() -> None:
+    conf = Settings()
+    assert conf.task_acks_late is True
+    assert conf.task_reject_on_worker_lost is True
+    assert conf.broker_url is None
+    assert conf.result_backend is None
+
+
+def test_no_name_means_two_settings() -> None:
+    for name in ROWS:
+        assert canonical(name) == name
+        for spelling in (f"CELERY_{name.upper()}", f"UMBEL_{name.upper()}", f"SHOP_{name.upper()}"):
+            assert canonical(spelling, "SHOP") == name
+    for old, new in OLD_NAMES.items():
+        assert canonical(old) == canonical(old, "CELERY") == new
+
+
+def test_the_page_of_settings_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("make_settings", DOCS / "make_settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == maker.render(), "run: make docs"
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("task_serializer", "task_serializer"),
+        ("CELERY_TASK_SERIALIZER", "task_serializer"),
+        ("TASK_SERIALIZER", "task_serializer"),
+        ("BROKER_URL", "broker_url"),
+        ("CELERY_BROKER_URL", "broker_url"),
+        ("RESULT_BACKEND", "result_backend"),
+        ("CELERYD_CONCURRENCY", "worker_concurrency"),
+        ("CELERY_WORKER_CONCURRENCY", "worker_concurrency"),
+        ("CELERYBEAT_SCHEDULE", "beat_schedule"),
+        ("CELERY_TASK_RESULT_EXPIRES", "result_expires"),
+        ("TASK_RESULT_EXPIRES", "result_expires"),
+        ("CELERY_ENABLE_UTC", "enable_utc"),
+        ("celery_broker_url", "broker_url"),
+        ("UMBEL_LEASE_TTL", "lease_ttl"),
+        ("SECRET_KEY", None),
+        ("REDIS_HOST", None),
+        ("REDIS_PASSWORD", None),
+        ("DATABASE_URL", None),
+        ("TIMEZONE", None),
+        ("CELERY", None),
+        ("CELERY_", None),
+        ("Task_Serializer", None),
+        ("", None),
+    ],
+)
+def test_a_name_means_a_setting(given: str, name: str | None) -> None:
+    assert canonical(given) == name
+
+
+def test_names_are_read_and_written_in_any_spelling() -> None:
+    conf = Settings({"CELERY_TASK_SERIALIZER": "yaml"})
+    assert conf.task_serializer == conf["CELERY_TASK_SERIALIZER"] == conf.TASK_SERIALIZER == "yaml"
+    conf["task_serializer"] = "json"
+    assert conf.CELERY_TASK_SERIALIZER == "json"
+    conf.BROKER_URL = "redis://x"
+    assert conf.get("broker_url") == "redis://x"
+    assert "BROKER_URL" in conf
+    assert conf.changes == {"task_serializer": "json", "broker_url": "redis://x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("task_serialiser", "task_serializer"),
+        ("worker_concurency", "worker_concurrency"),
+        ("imprts", "imports"),
+        ("accept_contents", "accept_content"),
+        ("broker_uri", "broker_url"),
+        ("CELERY_RESULT_BACKENDS", "CELERY_RESULT_BACKEND"),
+        ("CELERYD_CONCURENCY", "CELERYD_CONCURRENCY"),
+        ("BROKER_ULR", "BROKER_URL"),
+    ],
+)
+def test_a_misspelt_name_is_an_error_with_the_nearest(given: str, nearest: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"unknown setting '{given}' in conf.update\(\); .*'{nearest}'"):
+        Settings().update({given: "x"})
+    with pytest.raises(ImproperlyConfigured, match=given):
+        Settings({given: "x"})
+    with pytest.raises(ImproperlyConfigured, match=given):
+        Settings()[given] = "x"
+    conf = Settings()
+    conf.load_object({given: "x"})
+    with pytest.raises(ImproperlyConfigured, match=given):
+        _ = conf.task_serializer
+
+
+def test_a_name_with_a_prefix_of_ours_is_an_error() -> None:
+    with pytest.raises(ImproperlyConfigured, match="must not start with 'worker_'"):
+        Settings().update(worker_colour_of_the_hat="red")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["redbeat_redis_url", "ONCE", "my_key", "beat_dburi", "CELERY", "TASKS", "WORKER_THREADS", "redis_url", "os"],
+)
+def test_other_names_are_kept(name: str) -> None:
+    assert mistake(name) is None
+    conf = Settings()
+    conf.update({name: 7})
+    assert conf[name] == getattr(conf, name) == conf.get(name) == 7
+    assert name in conf
+    assert name in list(conf)
+
+
+def test_under_the_old_import_name_a_mistake_is_a_warning() -> None:
+    with pytest.warns(CeleryWarning, match="task_serialiser"):
+        conf = Settings({"task_serialiser": "x"}, strict=False)
+    assert conf["task_serialiser"] == "x"
+
+
+def test_a_whole_flask_configuration_may_be_given() -> None:
+    flask = pytest.importorskip("flask")
+    config = flask.Flask("shop").config
+    config.update(
+        SQLALCHEMY_DATABASE_URI="sqlite://", REDIS_PORT="no port", TIMEZONE=object(), S3_BUCKET={"not": "ours"},
+        CELERY_BROKER_URL="redis://localhost:6379/0", CELERY_RESULT_BACKEND="redis://localhost:6379/1",
+    )  # fmt: skip
+    conf = Settings()
+    conf.update(config)
+    assert conf.broker_url == "redis://localhost:6379/0"
+    assert conf.result_backend == "redis://localhost:6379/1"
+    assert conf.SQLALCHEMY_DATABASE_URI == "sqlite://"
+    assert conf["REDIS_PORT"] == "no port"
+    assert conf.redis_port is None
+    assert conf.timezone is None
+    assert "SQLALCHEMY_DATABASE_URI" not in conf.table()
+
+
+def test_an_unknown_name_has_no_value() -> None:
+    conf = Settings()
+    with pytest.raises(KeyError):
+        conf["nothing"]
+    with pytest.raises(AttributeError, match="did you mean 'task_serializer'"):
+        _ = conf.task_serialiser
+    assert conf.get("nothing", 3) == 3
+    assert not hasattr(conf, "__wrapped__")
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("worker_prefetch_multiplier", "2", 2),
+        ("worker_prefetch_multiplier", 2.0, 2),
+        ("worker_max_tasks_per_child", False, 0),
+        ("worker_concurrency", "8", 8),
+        ("worker_concurrency", "AUTO", "auto"),
+        ("task_always_eager", "true", True),
+        ("task_always_eager", "off", False),
+        ("task_always_eager", 1, True),
+        ("task_time_limit", "2.5", 2.5),
+        ("task_time_limit", timedelta(minutes=1), 60.0),
+        ("result_expires", timedelta(hours=1), timedelta(hours=1)),
+        ("result_expires", "3600", 3600),
+        ("result_expires", None, None),
+        ("broker_pool_limit", None, None),
+        ("broker_pool_limit", "none", None),
+        ("task_default_queue", None, "celery"),
+        ("task_acks_late", None, True),
+        ("accept_content", "json, yaml", ["json", "yaml"]),
+        ("accept_content", '["json"]', ["json"]),
+        ("accept_content", {"json"}, {"json"}),
+        ("imports", "proj.tasks", ("proj.tasks",)),
+        ("broker_transport_options", '{"a": 1}', {"a": 1}),
+        ("broker_use_ssl", {"cert": 1}, {"cert": 1}),
+        ("broker_use_ssl", "yes", True),
+        ("redelivery_backoff", "1,2.5", (1, 2.5)),
+        ("redelivery_backoff", 3, (3,)),
+        ("task_on_lost", "FAIL", "fail"),
+        ("timezone", UTC, UTC),
+        ("broker_url", ["redis://a", "redis://b"], ["redis://a", "redis://b"]),
+        ("beat_schedule_filename", Path("x/y"), str(Path("x/y"))),
+        ("worker_pool", dict, dict),
+    ],
+)
+def test_a_value_is_read(name: str, given: Any, read: Any) -> None:
+    conf = Settings({name: given})
+    assert conf[name] == read
+    assert type(conf[name]) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("worker_prefetch_multiplier", "four"),
+        ("worker_prefetch_multiplier", 2.5),
+        ("worker_prefetch_multiplier", True),
+        ("worker_prefetch_multiplier", float("inf")),
+        ("worker_concurrency", "many"),
+        ("worker_concurrency", []),
+        ("task_always_eager", "perhaps"),
+        ("task_always_eager", 2.5),
+        ("task_always_eager", []),
+        ("task_time_limit", "nan"),
+        ("task_time_limit", object()),
+        ("lease_ttl", 0),
+        ("lease_ttl", -1),
+        ("accept_content", 3),
+        ("accept_content", b"json"),
+        ("imports", {"a": 1}),
+        ("broker_transport_options", "not json"),
+        ("broker_transport_options", []),
+        ("redelivery_backoff", ()),
+        ("redelivery_backoff", (-1,)),
+        ("task_serializer", dict),
+        ("timezone", 3.5j),
+        ("task_on_lost", "shrug"),
+        ("security_key_password", 3),
+    ],
+)
+def test_a_value_of_another_type_says_what_to_do(name: str, given: Any) -> None:
+    conf = Settings()
+    with pytest.raises(ImproperlyConfigured, match=rf"setting '{name}' in app.conf must be .*; give ") as caught:
+        setattr(conf, name, given)
+    assert str(given) in str(caught.value) or name == "security_key_password"
+    assert name not in conf.changes
+
+
+def test_an_error_does_not_show_a_secret() -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        Settings({"redis_password": ["s3cret"]})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_update_is_done_whole_or_not_at_all() -> None:
+    conf = Settings()
+    with pytest.raises(ImproperlyConfigured):
+        conf.update(task_serializer="yaml", worker_prefetch_multiplier="four")
+    assert conf.changes == {}
+
+
+def test_update_takes_what_celerys_does() -> None:
+    conf = Settings()
+    conf.update(None, task_serializer="yaml")
+    conf.update({"enable_utc": False}, timezone="Asia/Shanghai")
+    conf.update([("include", ["a"])])
+    conf.update()
+    assert (conf.task_serializer, conf.enable_utc, conf.timezone, conf.include) == (
+        "yaml",
+        False,
+        "Asia/Shanghai",
+        ["a"],
+    )
+
+
+def test_a_mutable_default_can_be_changed_in_place() -> None:
+    one, other = Settings(), Settings()
+    one.beat_schedule["nightly"] = {"task": "t"}
+    assert one["beat_schedule"] == {"nightly": {"task": "t"}}
+    assert other.beat_schedule == {}
+    assert one.without_defaults() == {"beat_schedule": {"nightly": {"task": "t"}}}
+    one.task_serializer = "yaml"
+    assert "nightly" in one.beat_schedule
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_not_shown() -> None:
+    conf = Settings({
+        "broker_url": "redis://u:canary@h/0",
+        "broker_read_url": ["redis://:canary@a", "redis://:canary@b?token=canary"],
+        "result_backend": "sentinel://:canary@a;sentinel://:canary@b",
+        "redis_password": "canary",
+        "s3_secret_access_key": "canary",
+        "broker_transport_options": {"sentinel_kwargs": {"password": "canary"}, "master_name": "m"},
+        "database_url": "postgresql://u:canary@h",
+        "beat_schedule": {"x": {"kwargs": {"api_token": "canary"}}},
+        "task_serializer": "yaml",
+        "MY_OWN": "canary",
+    })  # fmt: skip
+    for shown in (conf.humanize(), conf.humanize(with_defaults=True), repr(conf.table()), repr(conf)):
+        assert "canary" not in shown
+    assert conf.table()["broker_url"] == "redis://u:********@h/0"
+    assert conf.table()["broker_transport_options"]["master_name"] == "m"
+    assert conf.table(censored=False)["redis_password"] == "canary"
+    assert "task_serializer: 'yaml'" in conf.humanize().splitlines()
+    assert "enable_utc: True" in conf.humanize(with_defaults=True).splitlines()
+
+
+def test_what_does_nothing_is_told() -> None:
+    conf = Settings({"s3_bucket": "b", "task_serializer": "yaml", "beat_sync_every": 0, "MINE": 1})
+    assert conf.idle() == ["s3_bucket"]
+
+
+def test_a_duration_is_a_number_of_seconds() -> None:
+    conf = Settings()
+    assert conf.result_expires == timedelta(days=1)
+    assert conf.seconds("result_expires") == 86400.0
+    conf.result_expires = 60
+    assert conf.seconds("result_expires") == 60
+    assert conf.seconds("task_time_limit") is None
+
+
+def test_contradicting_leases_are_refused() -> None:
+    check(Settings())
+    with pytest.raises(ImproperlyConfigured, match=r"lease_ttl \(20\).*set lease_ttl to 30"):
+        check(Settings({"lease_ttl": 20}))
