@@ -1,0 +1,134 @@
+"""The ``umbel`` command. Nothing of the app, the worker or a driver is imported until a command needs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from umbel.cli.errors import EX_CONFIG, EX_INTERRUPTED, EX_UNAVAILABLE, Trouble
+from umbel.cli.options import Target, global_options
+from umbel.exceptions import ImproperlyConfigured, OperationalError
+
+# Name: where it is, and its line in the help. Here and not in the commands, so that the help imports none of them.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "worker": ("umbel.cli.worker:worker", "Start a worker."),
+    "call": ("umbel.cli.messages:call", "Call a task by name and print its id."),
+    "result": ("umbel.cli.messages:result", "Wait for a result and print it."),
+    "purge": ("umbel.cli.messages:purge", "Discard the messages that wait in the queues."),
+    "list": ("umbel.cli.messages:list_", "List queues and how they are bound."),
+    "status": ("umbel.cli.look:status", "Say which workers are alive."),
+    "report": ("umbel.cli.look:report", "Print what a bug report needs, secrets masked."),
+    "shell": ("umbel.cli.shell:shell", "Start Python with the app and its tasks at hand."),
+}
+
+EPILOG = """\
+\b
+Examples:
+  umbel -A proj worker -l info -c 4
+  umbel worker -A proj -P asyncio -c 1000
+  umbel -A proj call proj.tasks.add -a '[2, 2]'
+  umbel -A proj status
+
+\b
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 69 broker or worker unreachable, 75 timed out,
+78 bad configuration or app, 130 interrupted, 143 terminated.
+"""
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the one that was probably meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from umbel.utils.text import did_you_mean
+
+            ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what a user can put right ends with one line and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except ImproperlyConfigured as error:
+            raise Trouble(one_paragraph(error), EX_CONFIG) from error
+        except OperationalError as error:
+            raise Trouble(one_paragraph(error), EX_UNAVAILABLE) from error
+        except KeyboardInterrupt:
+            ctx.exit(EX_INTERRUPTED)
+
+
+def one_paragraph(error: BaseException) -> str:
+    """Return the text of an error on one line."""
+    return " ".join(str(error).split())
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import platform
+
+        from umbel import __version__
+
+        click.echo(f"umbel {__version__} (Python {platform.python_version()})")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+)
+@global_options(top=True)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Run tasks, and look after those who do.
+
+    The options below may also follow the command.
+    """
+    ctx.ensure_object(Target)
+
+
+def run_app(app: Any, args: Sequence[str] | None = None) -> int:
+    """Run the command line for an app that is there already, and return the exit code; ``-A`` is not needed."""
+    try:
+        code = cli.main(
+            args=list(args) if args is not None else None, prog_name="umbel", obj=Target(app), standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return EX_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    # Entered by ``python -m umbel`` the program would be called __main__.py.
+    cli.main(args=list(args) if args is not None else None, prog_name="umbel")

@@ -1,0 +1,218 @@
+"""The ``worker`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from umbel.cli.errors import EX_CONFIG, EX_UNAVAILABLE, Trouble
+from umbel.cli.look import UNENFORCED
+from umbel.cli.options import COMMA_LIST, Target, command
+from umbel.exceptions import OperationalError
+
+_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL"]
+
+# Taken for granted by many: started without it a worker would look as if it did what it does not.
+_REFUSED = {
+    "time_limit": "--time-limit is not enforced by this version",
+    "soft_time_limit": "--soft-time-limit is not enforced by this version",
+    "beat": "-B/--beat is not available in this version",
+    "autoscale": "--autoscale is not available in this version; say how many with -c",
+    "statedb": "-S/--statedb is not available in this version",
+}
+
+
+@command("worker", epilog="Example: umbel -A proj worker -l info -c 4 -Q fast,slow")
+@click.option("-n", "--hostname", help="Node name; %h is the host, %n the name, %d the domain.")
+@click.option("-l", "--loglevel", type=click.Choice(_LEVELS, case_sensitive=False), help="Logging level.")
+@click.option("-c", "--concurrency", metavar="N", help="How many tasks run at once; a number or 'auto'.")
+@click.option("-P", "--pool", metavar="POOL", help="prefork, threads, solo or asyncio.")
+@click.option("--processes", type=click.IntRange(1), help="Multiplies the processes of the pool.")
+@click.option("-Q", "--queues", type=COMMA_LIST, metavar="LIST", help="Consume from these queues only.")
+@click.option("-X", "--exclude-queues", type=COMMA_LIST, metavar="LIST", help="Consume from all but these.")
+@click.option("-I", "--include", type=COMMA_LIST, metavar="LIST", help="Import these modules too.")
+@click.option("--max-tasks-per-child", type=click.IntRange(0), help="Replace a process after so many tasks.")
+@click.option("--max-memory-per-child", type=click.IntRange(0), metavar="KIB", help="Replace a process above this.")
+@click.option("--prefetch-multiplier", type=click.IntRange(0), help="Read at most so many messages ahead per slot.")
+@click.option("--disable-prefetch", is_flag=True, default=None, help="Read one message at a time.")
+@click.option("--purge", "--discard", "purge", is_flag=True, help="Discard what waits before starting.")
+@click.option("-E", "--task-events", "--events", "task_events", is_flag=True, default=None, help="Send task events.")
+@click.option("-f", "--logfile", help="Write the log here instead of standard error.")
+@click.option("--pidfile", help="Keep the process id here.")
+@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+@click.option("--uid", help="Become this user.")
+@click.option("--gid", help="Become this group.")
+@click.option("--umask", help="Octal mask for new files.")
+@click.option("--time-limit", type=float, hidden=True)
+@click.option("--soft-time-limit", type=float, hidden=True)
+@click.option("-B", "--beat", is_flag=True, default=None, hidden=True)
+@click.option("--autoscale", hidden=True)
+@click.option("-S", "--statedb", hidden=True)
+@click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), hidden=True)
+@click.option("-s", "--schedule-filename", "--schedule", hidden=True)
+@click.option("--scheduler", hidden=True)
+@click.option("--pool-start-method", type=click.Choice(["fork"]), hidden=True)
+@click.option("--without-gossip", is_flag=True, hidden=True)
+@click.option("--without-mingle", is_flag=True, hidden=True)
+@click.option("--without-heartbeat", is_flag=True, hidden=True)
+@click.option("--heartbeat-interval", type=int, hidden=True)
+@click.option("--executable", hidden=True)
+def worker(target: Target, **options: Any) -> None:
+    """Start a worker: run the tasks of the app until stopped.
+
+    SIGTERM or Ctrl+C once lets running tasks finish; twice, or SIGQUIT, gives them back at once.
+    """
+    for name, reason in _REFUSED.items():
+        if options.get(name):
+            raise click.UsageError(reason)
+    click.get_current_context().exit(Starting(target, options).run())
+
+
+class Starting:
+    """The steps from the options to a running worker, in the order that they must have."""
+
+    def __init__(self, target: Target, options: Mapping[str, Any]) -> None:
+        self._target = target
+        self._options = options
+        self._app = self._load()
+
+    def run(self) -> int:
+        """Start the worker, wait until it ends, and return the exit code."""
+        from umbel import settings, signals
+        from umbel.cli.transport import transport
+        from umbel.worker.plan import make_plan, node_of
+
+        app, options = self._app, self._options
+        node = node_of(options["hostname"])
+        signals.celeryd_init.send(sender=node, instance=None, conf=app.conf, options=dict(options))
+        settings.check(app.conf)
+        plan = self._plan = make_plan(app, options)
+        where = self._where = transport(app)
+        if not where.features.shared and (plan.processes > 1 or plan.forks):
+            raise Trouble(
+                f"{where.broker} lives in one process and -P {plan.pool} needs several; use -P threads, -P asyncio "
+                "or -P solo, or a broker that processes can share: sqlite:///tasks.db",
+                EX_CONFIG,
+            )
+        _warn_of_root(app.conf.accept_content)
+        if options["detach"]:
+            from umbel.cli.daemon import detach
+
+            code = detach()
+            if code is not None:
+                return code
+        with ExitStack() as stack:
+            self._settle_in(stack)
+            return self._work()
+
+    def _load(self) -> Any:
+        target = self._target
+        app = target.load()
+        if self._options["include"]:
+            app.conf.include = [*app.conf.include, *self._options["include"]]
+        return target.load_tasks()
+
+    def _settle_in(self, stack: ExitStack) -> None:
+        """Take the place in the system that was asked for, and begin to log."""
+        from umbel.cli.daemon import detached, drop_privileges, pidfile
+        from umbel.utils.log import setup_logging
+
+        options, plan = self._options, self._plan
+        if options["uid"] or options["gid"] or options["umask"]:
+            drop_privileges(options["uid"], options["gid"], options["umask"])
+        stack.enter_context(pidfile(options["pidfile"]))
+        try:
+            setup_logging(
+                self._app.conf,
+                plan.loglevel,
+                plan.logfile,
+                False if self._target.no_color else None,
+                plan.hostname,
+            )
+        except OSError as error:
+            raise Trouble(f"--logfile {plan.logfile}: {error.strerror}", EX_CONFIG) from error
+        # Logging gives a record its process name only where this module is loaded.
+        import multiprocessing  # noqa: F401
+
+        detached()
+
+    def _work(self) -> int:
+        from umbel import signals
+
+        app, plan = self._app, self._plan
+        instance = SimpleNamespace(app=app, hostname=plan.hostname, concurrency=plan.total, pool_cls=plan.pool)
+        signals.worker_init.send(sender=instance)
+        if not self._target.quiet:
+            self._greet()
+        signals.celeryd_after_setup.send(sender=plan.hostname, instance=instance, conf=app.conf)
+        self._warn_of_idle()
+        purge = self._purge if self._options["purge"] else None
+        try:
+            if plan.pool == "solo" or not self._where.features.shared:
+                from umbel.worker.inprocess import run_worker
+
+                return run_worker(app, plan, self._where.broker, before_start=purge)
+            from umbel.worker.supervisor import Supervisor
+
+            return Supervisor(app, plan, self._where.broker, before_start=purge).run()
+        except OperationalError as error:
+            text = " ".join(str(error).split())
+            # What is printed now goes to the log, and this is for whoever started the worker.
+            sys.stderr = sys.__stderr__
+            raise Trouble(f"cannot reach {self._where.broker}: {text}", EX_UNAVAILABLE) from error
+
+    def _greet(self) -> None:
+        from umbel.cli.banner import banner
+        from umbel.utils.log import mlevel
+
+        level = mlevel(self._plan.loglevel)
+        text = banner(self._app, self._plan, self._where, tasks=level <= 20, builtins=level <= 10)
+        stream = sys.__stdout__
+        if stream is not None:
+            print(text, file=stream, flush=True)
+
+    def _warn_of_idle(self) -> None:
+        conf = self._app.conf
+        idle = {*conf.idle(), *(name for name in UNENFORCED if conf[name] is not None)}
+        if idle:
+            import logging
+
+            logging.getLogger("celery.worker").warning(
+                "Set, but without effect in this version: %s", ", ".join(sorted(idle))
+            )
+
+    def _purge(self) -> None:
+        from umbel.interfaces import Place
+
+        broker = self._app.broker
+        count = sum(
+            broker.purge(queue.name, place) for queue in self._plan.queues for place in (Place.READY, Place.SCHEDULED)
+        )
+        import logging
+
+        logging.getLogger("celery.worker").warning("purge: Erased %d message(s) from the queue.", count)
+
+
+def _warn_of_root(accept: Any) -> None:
+    """Refuse to unpickle as root, which would give the machine to whoever can write to the broker."""
+    if not hasattr(os, "getuid") or os.getuid() != 0:
+        return
+    risky = {"pickle", "application/x-python-serialize"} & set(accept)
+    if risky and not os.environ.get("C_FORCE_ROOT"):
+        raise Trouble(
+            "a worker that accepts pickle must not run as root: whoever can write to the broker would own this "
+            "machine; use --uid, take pickle out of accept_content, or set C_FORCE_ROOT=1 to do it all the same",
+            EX_CONFIG,
+        )
+    if risky or not os.environ.get("C_FORCE_ROOT"):
+        click.echo(
+            "SecurityWarning: You're running the worker with superuser privileges: this is absolutely not "
+            "recommended! Use --uid to run it as another user.",
+            err=True,
+        )

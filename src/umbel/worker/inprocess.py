@@ -1,0 +1,264 @@
+"""A worker inside one process: ``-P solo``, ``memory://``, and :func:`start_worker` in a test.
+
+The engine runs in the thread that calls :meth:`InProcessWorker.run`; the lease keeper is a thread beside it. No
+process is forked, so a task that brings the process down brings the worker down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from umbel import signals
+from umbel.exceptions import CeleryError, OperationalError
+from umbel.worker.connecting import connect
+from umbel.worker.engine import Engine
+from umbel.worker.executors import make_executor
+from umbel.worker.leases import LeaseKeeper
+from umbel.worker.plan import WorkerPlan, make_plan
+from umbel.worker.process import dump_stacks
+from umbel.worker.runner import TaskRunner
+from umbel.worker.shutdown import SHUTDOWN_SIGNALS, Shutdown
+
+logger = logging.getLogger("celery.worker")
+
+_RETRY_REGISTER = 1.0
+_KILL_GRACE = 0.5
+
+
+class InProcessWorker:
+    """A whole worker in this process. ``run`` blocks; ``stop`` may be called from any thread and from a handler."""
+
+    def __init__(self, app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[], None] | None = None) -> None:
+        """Prepare; nothing is started. ``url`` is for the log, masked; ``before_start`` runs once connected."""
+        self._app = app
+        self._plan = plan
+        self._url = url
+        self._before_start = before_start
+        self._engine: Engine | None = None
+        self._keeper: LeaseKeeper | None = None
+        self._consumer_id: str | None = None
+        self._stopping = threading.Event()
+        self._stop_by: float | None = None
+        self._totals: Counter[str] = Counter()
+        self._started_at = time.time()
+        self.ready = threading.Event()
+
+    @property
+    def hostname(self) -> str:
+        """The node name."""
+        return self._plan.hostname
+
+    def run(self) -> bool:
+        """Work until stopped; return whether everything was given back or finished.
+
+        Raises :exc:`OperationalError` if the broker cannot be reached at the start.
+        """
+        broker = connect(self._app, self._plan, self._url, self._stopping)
+        if broker is None:
+            return True
+        if self._before_start is not None:
+            self._before_start()
+        self._keeper = LeaseKeeper(broker, self._plan, backend=self._app.backend, presence=self.describe, renewed=None)
+        self._keeper.start()
+        signals.worker_process_init.send(sender=None)
+        try:
+            while not self._stopping.is_set():
+                self._serve(broker)
+        finally:
+            clean = self.give_back()
+            signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+            signals.worker_shutdown.send(sender=self)
+        return clean
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop reserving and end when what runs has ended, or after ``timeout`` seconds. A later call can hasten."""
+        self._stop_by = None if timeout is None else time.monotonic() + timeout
+        self._stopping.set()
+        engine = self._engine
+        if engine is not None:
+            engine.stop(timeout)
+
+    def give_back(self) -> bool:
+        """Give back whatever this worker still holds; return whether that was done. A second call does nothing."""
+        keeper, self._keeper = self._keeper, None
+        return keeper is None or keeper.close(self._plan.lease_ttl)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what others may know about this worker."""
+        plan, engine = self._plan, self._engine
+        totals = self._totals + Counter(dict(engine.totals) if engine is not None else {})
+        return {
+            "hostname": plan.hostname,
+            "pid": os.getpid(),
+            "pool": plan.pool,
+            "concurrency": plan.total,
+            "queues": [queue.name for queue in plan.queues],
+            "started_at": self._started_at,
+            "total": dict(totals),
+        }
+
+    def _serve(self, broker: Any) -> None:
+        """Run one engine on one consumer id until it ends."""
+        plan, keeper = self._plan, self._keeper
+        assert keeper is not None
+        consumer_id = self._register(keeper)
+        if consumer_id is None:
+            return
+        consumer = broker.consumer(consumer_id, [queue.name for queue in plan.queues])
+        engine = Engine(
+            self._app,
+            consumer=consumer,
+            executor=make_executor(plan.pool, plan.concurrency),
+            runner=TaskRunner(self._app, hostname=plan.hostname),
+            options=plan.engine_options(),
+        )
+        self._engine = engine
+        if self._stopping.is_set():
+            # Asked between the registration and now, when there was no engine to tell.
+            engine.stop(None if self._stop_by is None else max(0.0, self._stop_by - time.monotonic()))
+        elif not self.ready.is_set():
+            logger.info("%s ready.", plan.hostname)
+            self.ready.set()
+            signals.worker_ready.send(sender=self)
+        try:
+            engine.run()
+        finally:
+            self._engine = None
+            self._totals = self._totals + Counter(engine.totals)
+            keeper.release(consumer_id)
+            consumer.close()
+
+    def _register(self, keeper: LeaseKeeper) -> str | None:
+        while not self._stopping.is_set():
+            try:
+                return keeper.register().result()
+            except OperationalError as error:
+                logger.error("No consumer can be registered while the broker is away: %s", error)
+                self._stopping.wait(_RETRY_REGISTER)
+        return None
+
+
+def run_worker(app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[], None] | None = None) -> int:
+    """Run a worker in this process, under its signals, and return the exit code. Called in the main thread."""
+    worker = InProcessWorker(app, plan, url, before_start=before_start)
+    shutdown = Shutdown(plan)
+    with _signals() as received:
+        guard = threading.Thread(target=_guard, args=(worker, shutdown, received), name="umbel-signals", daemon=True)
+        guard.start()
+        try:
+            clean = worker.run()
+        finally:
+            app.close()
+    guard.join()
+    if not clean:
+        logger.error("The broker is away: what this worker held goes back when its leases end.")
+    return shutdown.exit_code
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """Turn the worker's signals into bytes on a socket while the block runs; it is closed at the end."""
+    received, sender = socket.socketpair()
+    sender.setblocking(False)
+    old = {number: signal.getsignal(number) for number in (*SHUTDOWN_SIGNALS, signal.SIGUSR1)}
+    for number in old:
+        signal.signal(number, lambda *_: None)
+    # Not by a handler in Python: those run in the main thread only, which may be in a task that does not return to
+    # the interpreter, and the kernel may have given the signal to another thread.
+    old_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        sender.close()
+
+
+def _guard(worker: InProcessWorker, shutdown: Shutdown, received: socket.socket) -> None:
+    """Turn signals into stops, and end the process when what runs does not."""
+    with received:
+        while True:
+            left = shutdown.left(time.monotonic())
+            readable, _, _ = select.select([received], [], [], None if left is None else left + _KILL_GRACE)
+            if not readable:
+                # The task that runs cannot be ended without its process. What it held must go back first, for
+                # afterwards nobody is there to do it; until the next line it may run twice for some milliseconds.
+                worker.give_back()
+                logging.shutdown()
+                os._exit(shutdown.exit_code)
+            numbers = received.recv(4096)
+            if not numbers:
+                return
+            for number in numbers:
+                if number == signal.SIGUSR1:
+                    dump_stacks()
+                elif number in SHUTDOWN_SIGNALS:
+                    shutdown.on_signal(number)
+                    shutdown.advance()
+                    worker.stop(shutdown.left(time.monotonic()))
+
+
+class WorkerDidNotStop(CeleryError):
+    """Raised by :func:`start_worker` when a task still ran at the end of the block; it was given back."""
+
+
+@contextlib.contextmanager
+def start_worker(
+    app: Any,
+    concurrency: int = 1,
+    pool: str = "solo",
+    loglevel: str | int = "WARNING",
+    logfile: str | None = None,
+    perform_ping_check: bool = True,
+    ping_task_timeout: float = 10.0,
+    shutdown_timeout: float = 10.0,
+    **options: Any,
+) -> Iterator[InProcessWorker]:
+    """Run a worker in a thread of this process while the block runs: for tests. No signal handler is touched.
+
+    ``options`` are those of the ``worker`` command. What the command does to logging is not done;
+    ``perform_ping_check`` is accepted, for the worker consumes before the block is entered in any case.
+
+    :param shutdown_timeout: seconds that a running task gets at the end; then :exc:`WorkerDidNotStop` is raised.
+    """
+    app.finalize()
+    plan = make_plan(app, {"concurrency": concurrency, "pool": pool, "hostname": "test@%h", **options})
+    worker = InProcessWorker(app, plan, "the broker of the test")
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            worker.run()
+        # The wall of the thread; it is raised again where the block can see it.
+        except BaseException as error:
+            failures.append(error)
+            worker.ready.set()
+
+    thread = threading.Thread(target=work, name="umbel-worker", daemon=True)
+    thread.start()
+    if not worker.ready.wait(ping_task_timeout):
+        worker.stop(0)
+        raise OperationalError(f"the worker was not ready after {ping_task_timeout} s")
+    if failures:
+        raise failures[0]
+    try:
+        yield worker
+    finally:
+        worker.stop(shutdown_timeout)
+        thread.join(shutdown_timeout + 1.0)
+        if thread.is_alive():
+            worker.give_back()
+            raise WorkerDidNotStop(f"a task still ran {shutdown_timeout} s after the end of the block")
+    if failures:
+        raise failures[0]

@@ -1,0 +1,165 @@
+"""What one worker was told to be: settings and options resolved once, before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from umbel.exceptions import ImproperlyConfigured
+from umbel.interfaces import QueueSpec
+from umbel.utils.nodenames import default_nodename, host_format
+from umbel.worker.engine import EngineOptions
+from umbel.worker.executors import POOLS
+
+_FORKING_POOLS = ("prefork", "processes")
+_CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
+
+
+class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's orders. Times are in seconds, memory in KiB; ``concurrency`` is that of one process."""
+
+    hostname: str
+    pool: str
+    concurrency: int
+    processes: int
+    queues: tuple[QueueSpec, ...]
+    prefetch_max: int | None = None
+    settle_window: float = 0.002
+    max_tasks: int | None = None
+    max_memory: int | None = None
+    shutdown_timeout: float | None = 25.0
+    soft_shutdown_timeout: float = 0.0
+    lease_ttl: float = 30.0
+    lease_heartbeat: float = 10.0
+    lease_sweep: float = 10.0
+    logfile: str | None = None
+    loglevel: str | int = "WARNING"
+    task_events: bool = False
+
+    @property
+    def forks(self) -> bool:
+        """Whether each process runs one task at a time in its main thread."""
+        return self.pool in _FORKING_POOLS
+
+    @property
+    def total(self) -> int:
+        """How many tasks may run at once in the whole worker."""
+        return self.processes * self.concurrency
+
+    def engine_options(self) -> EngineOptions:
+        """Return the orders of one process."""
+        return EngineOptions(
+            queues=[queue.name for queue in self.queues],
+            hostname=self.hostname,
+            concurrency=self.concurrency,
+            prefetch_max=self.prefetch_max,
+            settle_window=self.settle_window,
+            max_tasks=self.max_tasks,
+            max_memory=self.max_memory,
+        )
+
+
+def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
+    """Resolve options (what was given on the command line; None means not given) over the app's settings.
+
+    Raises :exc:`ImproperlyConfigured`, saying which value and what to write instead.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    conf = app.conf
+    pool = _pool(given.get("pool", conf.worker_pool))
+    wanted = _concurrency(given.get("concurrency", conf.worker_concurrency))
+    factor = _at_least_one("--processes", given.get("processes", conf.worker_processes) or 1)
+    forks = pool in _FORKING_POOLS
+    concurrency = 1 if forks or pool == "solo" else wanted
+    return WorkerPlan(
+        hostname=node_of(given.get("hostname")),
+        pool=pool,
+        concurrency=concurrency,
+        processes=wanted * factor if forks else factor,
+        queues=_queues(app, given.get("queues"), given.get("exclude_queues")),
+        prefetch_max=_prefetch(conf, given, concurrency),
+        settle_window=conf.settle_window,
+        max_tasks=given.get("max_tasks_per_child", conf.worker_max_tasks_per_child) or None,
+        max_memory=given.get("max_memory_per_child", conf.worker_max_memory_per_child) or None,
+        shutdown_timeout=conf.worker_shutdown_timeout,
+        soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
+        lease_ttl=conf.lease_ttl,
+        lease_heartbeat=conf.lease_heartbeat,
+        lease_sweep=conf.lease_sweep,
+        logfile=given.get("logfile"),
+        loglevel=given.get("loglevel", "WARNING"),
+        task_events=bool(given.get("task_events", conf.worker_send_task_events)),
+    )
+
+
+def node_of(hostname: str | None) -> str:
+    """Return the node name that ``-n`` means, with its abbreviations expanded.
+
+    >>> node_of("w1@box")
+    'w1@box'
+    """
+    return host_format(default_nodename(hostname))
+
+
+def cpus() -> int:
+    """Return how many CPUs this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _cpu_quota() -> int:
+    """Return the CPUs that the container grants, rounded up, or those of the machine."""
+    try:
+        with open(_CGROUP_QUOTA, encoding="ascii") as file:
+            quota, period = file.read().split()
+        granted = -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return cpus()
+    return max(1, min(granted, cpus()))
+
+
+def _pool(value: Any) -> str:
+    pool = str(value)
+    if pool in ("eventlet", "gevent"):
+        raise ImproperlyConfigured(f"-P {pool} is not supported; use -P asyncio, or -P threads for blocking code")
+    if pool not in (*POOLS, "processes"):
+        raise ImproperlyConfigured(f"unknown pool {pool!r}; use one of: {', '.join(POOLS)}")
+    return "prefork" if pool == "processes" else pool
+
+
+def _concurrency(value: Any) -> int:
+    if value == "auto":
+        return _cpu_quota()
+    return cpus() if not value else _at_least_one("-c/--concurrency", value)
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise ImproperlyConfigured(f"{name} must be a whole number from 1, not {value!r}")
+    return number
+
+
+def _prefetch(conf: Any, given: Mapping[str, Any], concurrency: int) -> int | None:
+    if given.get("disable_prefetch") or conf.worker_disable_prefetch:
+        return 1
+    multiplier = given.get("prefetch_multiplier")
+    if multiplier is None and "worker_prefetch_multiplier" in conf.without_defaults():
+        # Only a bound that somebody asked for: without one the engine reads ahead as far as it pays.
+        multiplier = conf.worker_prefetch_multiplier
+    return int(multiplier) * concurrency if multiplier else None
+
+
+def _queues(app: Any, names: Iterable[str] | None, excluded: Iterable[str] | None) -> tuple[QueueSpec, ...]:
+    wanted = list(names) if names else None
+    without = set(excluded or ())
+    queues = tuple(queue for queue in app.queues(wanted) if queue.name not in without)
+    if not queues:
+        raise ImproperlyConfigured("no queue is left to consume from; check -Q/--queues and -X/--exclude-queues")
+    return queues

@@ -1,0 +1,217 @@
+"""One worker process: what runs in a child that the zygote forked.
+
+It talks with the supervisor in lines of JSON on one socket: :class:`Stop` and :class:`Stacks` come down,
+:class:`Ready`, :class:`Report` and :class:`Ended` go up. Nothing that matters for correctness travels here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import select
+import signal
+import socket
+import threading
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from umbel import signals
+from umbel.exceptions import OperationalError
+from umbel.utils.log import set_process_name, setup_logging
+from umbel.worker.engine import Engine
+from umbel.worker.executors import make_executor
+from umbel.worker.plan import WorkerPlan
+from umbel.worker.runner import TaskRunner
+from umbel.worker.slots import SlotTable
+
+logger = logging.getLogger("celery.pool")
+
+EX_UNAVAILABLE = 69
+_REPORT_EVERY = 1.0
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a child is told when it is forked: its place, how many came before it, and its consumer id."""
+
+    place: int
+    number: int
+    consumer: str
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Stop reserving and end when what runs has ended, or after ``timeout`` seconds."""
+
+    timeout: float | None = None
+
+
+class Stacks(msgspec.Struct, tag=True, frozen=True):
+    """Write the stack of every thread to the log."""
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The process is connected and will now reserve."""
+
+
+class Report(msgspec.Struct, tag=True, frozen=True):
+    """How many executions of each task ended so far, and how many run now."""
+
+    totals: dict[str, int]
+    active: int = 0
+
+
+class Ended(msgspec.Struct, tag=True, frozen=True):
+    """The engine has returned; ``reason`` is its own word."""
+
+    reason: str
+
+
+Command = Stop | Stacks
+News = Ready | Report | Ended
+_commands = msgspec.json.Decoder(Stop | Stacks)
+_news = msgspec.json.Decoder(Ready | Report | Ended)
+
+
+def encode_line(frame: Command | News) -> bytes:
+    """Return one line of the conversation."""
+    return msgspec.json.encode(frame) + b"\n"
+
+
+def decode_news(line: bytes) -> News:
+    """Return what a child said in one line."""
+    news: News = _news.decode(line)
+    return news
+
+
+class Child:
+    """One worker process from its first step to its exit code. Lives in the main thread of the child."""
+
+    def __init__(self, app: Any, plan: WorkerPlan, slots: SlotTable, start: Start, sock: socket.socket) -> None:
+        self._app = app
+        self._plan = plan
+        self._slot = slots[start.place]
+        self._start = start
+        self._sock = sock
+        self._engine: Engine | None = None
+        self._stop_asked: Stop | None = None
+        self._reported: dict[str, int] = {}
+
+    def run(self) -> int:
+        """Work until stopped and return the exit code."""
+        set_process_name(self._start.place + 1, f"ForkPoolWorker-{self._start.number}")
+        # Sent to a whole process group by terminals and service managers: the supervisor decides about the others.
+        signal.signal(signal.SIGTERM, lambda *_: self._stop(self._plan.shutdown_timeout))
+        self._own_logfile()
+        commands = threading.Thread(target=self._listen, name="umbel-commands", daemon=True)
+        commands.start()
+        signals.worker_process_init.send(sender=None)
+        code = 0
+        try:
+            reason = self._work()
+            self._tell(Ended(reason))
+        except OperationalError as error:
+            logger.error("This process cannot reach the broker: %s", error)
+            code = EX_UNAVAILABLE
+        # The outermost wall of a child: whatever a driver raises must be seen in the log, and end this process alone.
+        except Exception:
+            logger.critical("This process ends by an error of its own", exc_info=True)
+            code = 1
+        signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=code)
+        with contextlib.suppress(OSError):
+            self._app.close()
+        logging.shutdown()
+        return code
+
+    def _work(self) -> str:
+        app, plan = self._app, self._plan
+        consumer = app.broker.consumer(self._start.consumer, [queue.name for queue in plan.queues])
+        executor = make_executor(plan.pool, plan.concurrency)
+        runner = TaskRunner(app, hostname=plan.hostname)
+        engine = Engine(
+            app,
+            consumer=consumer,
+            executor=executor,
+            runner=runner,
+            options=plan.engine_options(),
+            slot=self._slot,
+        )
+        self._engine = engine
+        if self._stop_asked is not None:
+            engine.stop(self._stop_asked.timeout)
+        self._tell(Ready())
+        reason = engine.run()
+        self._report()
+        consumer.close()
+        return reason
+
+    def _stop(self, timeout: float | None) -> None:
+        self._stop_asked = Stop(timeout)
+        if self._engine is not None:
+            self._engine.stop(timeout)
+
+    def _own_logfile(self) -> None:
+        name = self._plan.logfile
+        if name and ("%i" in name or "%I" in name):
+            plan = self._plan
+            setup_logging(self._app.conf, plan.loglevel, name, hostname=plan.hostname, force=True)
+
+    # -- the thread that talks with the supervisor ---------------------------------------------------------------
+
+    def _listen(self) -> None:
+        buffer = b""
+        while True:
+            readable, _, _ = select.select([self._sock], [], [], _REPORT_EVERY)
+            if not readable:
+                self._report()
+                continue
+            try:
+                data = self._sock.recv(4096)
+            except OSError:
+                data = b""
+            if not data:
+                # The supervisor is gone. Where the kernel could, it has killed this process already.
+                os._exit(1)
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                self._obey(_commands.decode(line))
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Stop):
+            self._stop(command.timeout)
+        else:
+            dump_stacks()
+
+    def _report(self) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        totals = dict(Counter(engine.totals))
+        if totals != self._reported:
+            self._reported = totals
+            self._tell(Report(totals, len(engine.active())))
+
+    def _tell(self, news: News) -> None:
+        # The supervisor may be gone or slow; a report is worth less than the work.
+        with contextlib.suppress(OSError):
+            self._sock.sendall(encode_line(news))
+
+
+def dump_stacks() -> None:
+    """Write the stack of every thread to the log's own stream."""
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "stream", None)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stream is not None:
+                stream.write(f"--- stacks of process {os.getpid()} ---\n")
+                stream.flush()
+                faulthandler.dump_traceback(file=stream, all_threads=True)
+                return
+    faulthandler.dump_traceback(all_threads=True)
+
+
+def run_child(app: Any, plan: WorkerPlan, slots: SlotTable, payload: bytes, sock: socket.socket) -> int:
+    """Be the child that ``payload`` describes; called by the zygote right after the fork."""
+    return Child(app, plan, slots, msgspec.json.decode(payload, type=Start), sock).run()

@@ -1,0 +1,309 @@
+"""The supervisor: starts worker processes, keeps their leases, replaces the dead, and ends all of it in order.
+
+It runs no task. Each place for a process goes round::
+
+    empty ──due──> registering ──id──> forking ──pid──> running ──exit──> empty (due now, or later after a bad start)
+                       │                                   │
+                  broker away: later              its work is released at once
+
+Stopping is warm (what runs may finish until a deadline) or cold (now); either way the processes that are left are
+killed first and what they held is given back afterwards, so that nothing can run twice and nothing stays in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from umbel import signals
+from umbel.exceptions import OperationalError
+from umbel.worker.connecting import connect
+from umbel.worker.executors import make_executor
+from umbel.worker.leases import LeaseKeeper
+from umbel.worker.place import Place
+from umbel.worker.plan import WorkerPlan
+from umbel.worker.process import Ended, News, Ready, Report, Stacks, Start, Stop, dump_stacks, run_child
+from umbel.worker.shutdown import SHUTDOWN_SIGNALS, Shutdown
+from umbel.worker.slots import SlotTable
+from umbel.worker.zygote import Exited, Forked, ForkFailed, Zygote, ZygoteLost, open_connections
+
+logger = logging.getLogger("celery.worker")
+pool_logger = logging.getLogger("celery.pool")
+
+EX_OK = 0
+EX_FAILURE = 1
+
+_KILL_GRACE = 0.5
+_TICK = 1.0
+
+
+class Supervisor:
+    """Runs one worker of several processes. Used by the main thread, whose signals it takes over."""
+
+    def __init__(self, app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[], None] | None = None) -> None:
+        """Prepare; nothing is started. ``url`` is for the log, masked; ``before_start`` runs once connected."""
+        self._app = app
+        self._plan = plan
+        self._url = url
+        self._before_start = before_start
+        self._slots = SlotTable(plan.processes)
+        self._places = [Place(index, self._slots[index]) for index in range(plan.processes)]
+        self._shutdown = Shutdown(plan)
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._numbers = 0
+        self._said_ready = False
+        self._finished_totals: Counter[str] = Counter()
+        self._zygote: Zygote | None = None
+        self._keeper: LeaseKeeper | None = None
+        self._started_at = time.time()
+
+    def run(self) -> int:
+        """Run until stopped and return the exit code. Called once, before any thread or connection exists."""
+        _warn_of_leaks()
+        # What the children need is imported here, once for all of them.
+        make_executor(self._plan.pool, self._plan.concurrency)
+        zygote = self._zygote = Zygote.start(self._child)
+        with self._signals():
+            try:
+                return self._run(zygote)
+            except ZygoteLost as error:
+                logger.critical("%s. The worker ends; what its processes held goes back.", error)
+                for place in self._places:
+                    tag = place.running_tag
+                    self._leave(place, started=(tag,) if tag is not None else ())
+                return EX_FAILURE
+            finally:
+                zygote.close()
+                if self._keeper is not None and not self._keeper.close(self._plan.lease_ttl):
+                    logger.error("The broker is away: what this worker held goes back when its leases end.")
+                signals.worker_shutdown.send(sender=self)
+                self._app.close()
+
+    @property
+    def hostname(self) -> str:
+        """The node name."""
+        return self._plan.hostname
+
+    def _child(self, payload: bytes, sock: socket.socket) -> int:
+        return run_child(self._app, self._plan, self._slots, payload, sock)
+
+    def _run(self, zygote: Zygote) -> int:
+        broker = connect(self._app, self._plan, self._url, self._shutdown.asked)
+        if broker is None:
+            self._shutdown.advance()
+            return self._shutdown.exit_code
+        if self._before_start is not None:
+            self._before_start()
+        self._keeper = LeaseKeeper(
+            broker,
+            self._plan,
+            backend=self._app.backend,
+            presence=self.describe,
+            renewed=self._renewed,
+        )
+        self._keeper.start()
+        self._selector.register(zygote, selectors.EVENT_READ, self._on_zygote)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        while not (self._shutdown.asked.is_set() and all(place.empty for place in self._places)):
+            self._shutdown.advance()
+            for place in self._places:
+                self._tend(place)
+            for key, _ in self._selector.select(self._patience()):
+                key.data()
+        return self._shutdown.exit_code
+
+    def describe(self) -> dict[str, Any]:
+        """Return what others may know about this worker."""
+        plan = self._plan
+        totals = self._finished_totals.copy()
+        for place in self._places:
+            totals.update(place.totals)
+        return {
+            "hostname": plan.hostname,
+            "pid": os.getpid(),
+            "pool": plan.pool,
+            "concurrency": plan.total,
+            "queues": [queue.name for queue in plan.queues],
+            "started_at": self._started_at,
+            "total": dict(totals),
+        }
+
+    # -- places --------------------------------------------------------------------------------------------------
+
+    def _tend(self, place: Place) -> None:
+        """Do what this place needs next."""
+        now = time.monotonic()
+        if place.registering is not None and place.registering.done():
+            self._registered(place)
+        if self._shutdown.asked.is_set():
+            self._stop(place, now)
+        elif place.empty and place.due <= now:
+            assert self._keeper is not None
+            place.registering = self._keeper.register()
+            place.registering.add_done_callback(self._wake)
+
+    def _registered(self, place: Place) -> None:
+        future, place.registering = place.registering, None
+        assert future is not None and self._zygote is not None and self._keeper is not None
+        try:
+            consumer = future.result()
+        except OperationalError as error:
+            pool_logger.error("No process can be started while the broker is away: %s", error)
+            place.start_later()
+            return
+        if self._shutdown.asked.is_set():
+            self._keeper.release(consumer)
+            return
+        self._numbers += 1
+        place.slot.clear()
+        signals.worker_before_create_process.send(sender=self)
+        order = Start(place=place.index, number=self._numbers, consumer=consumer)
+        sock = self._zygote.fork(place.index, msgspec.json.encode(order))
+        place.occupy(consumer, self._numbers, sock)
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_news(place))
+
+    def _stop(self, place: Place, now: float) -> None:
+        if place.sock is None:
+            return
+        timeout = self._shutdown.left(now)
+        if not place.stop_sent or self._shutdown.hastened:
+            place.stop_sent = True
+            place.send(Stop(timeout))
+        if place.pid and timeout is not None and now > self._shutdown.kill_at(_KILL_GRACE):
+            assert self._zygote is not None
+            place.killed = True
+            self._zygote.kill(place.pid, signal.SIGKILL)
+
+    def _patience(self) -> float:
+        """Return how long the loop may wait."""
+        now = time.monotonic()
+        if self._shutdown.asked.is_set():
+            return min(_TICK, max(0.02, self._shutdown.kill_at(_KILL_GRACE) - now))
+        due = [place.due - now for place in self._places if place.empty]
+        return max(0.0, min(due, default=_TICK))
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def _on_wake(self) -> None:
+        self._wake_read.recv(4096)
+        for number in self._shutdown.take_others():
+            if number == signal.SIGUSR1:
+                dump_stacks()
+                for place in self._places:
+                    place.send(Stacks())
+
+    def _on_zygote(self) -> None:
+        assert self._zygote is not None
+        for event in self._zygote.events():
+            if isinstance(event, Forked):
+                self._places[event.key].pid = event.pid
+            elif isinstance(event, ForkFailed):
+                self._on_fork_failed(self._places[event.key], event.reason)
+            else:
+                self._on_exit(event)
+
+    def _on_fork_failed(self, place: Place, reason: str) -> None:
+        pool_logger.error("A process cannot be started: %s", reason)
+        self._leave(place, started=())
+        place.start_later()
+
+    def _on_exit(self, event: Exited) -> None:
+        place = next((place for place in self._places if place.pid == event.pid), None)
+        if place is None:
+            return
+        self._on_news(place, dead=True)
+        bad = place.lived_badly()
+        tag = place.running_tag
+        crashed = event.code != 0 and not place.killed
+        if crashed:
+            text = "Process 'ForkPoolWorker-%d' pid:%d exited with '%s'"
+            pool_logger.error(text, place.number, event.pid, _exit_words(event.code))
+        # Only a crash counts as a delivery: a task that was still running when we stopped did nothing wrong.
+        self._leave(place, started=(tag,) if tag is not None and crashed else ())
+        if bad and crashed:
+            place.start_later()
+        else:
+            place.start_at_once()
+
+    def _leave(self, place: Place, *, started: tuple[str, ...]) -> None:
+        if place.sock is not None:
+            self._selector.unregister(place.sock)
+        if place.consumer is not None and self._keeper is not None:
+            self._keeper.release(place.consumer, started)
+        # Replaced, never changed: the keeper's thread reads it.
+        self._finished_totals = self._finished_totals + Counter(place.totals)
+        place.vacate()
+
+    def _on_news(self, place: Place, *, dead: bool = False) -> None:
+        for news in place.news(dead=dead):
+            self._hear(place, news)
+
+    def _hear(self, place: Place, news: News) -> None:
+        if isinstance(news, Ready):
+            place.ready, place.failures = True, 0
+            if not self._said_ready and all(place.ready for place in self._places):
+                self._said_ready = True
+                logger.info("%s ready.", self._plan.hostname)
+                signals.worker_ready.send(sender=self)
+        elif isinstance(news, Report):
+            place.totals = news.totals
+        elif isinstance(news, Ended):
+            place.reason = news.reason
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def _wake(self, _: object) -> None:
+        # A full buffer wakes as well as one more byte.
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
+
+    def _renewed(self, valid_until: float) -> None:
+        for slot in self._slots:
+            slot.renewed(valid_until)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        self._wake_write.setblocking(False)
+        old = {number: signal.getsignal(number) for number in (*SHUTDOWN_SIGNALS, signal.SIGUSR1)}
+        for number, handler in old.items():
+            if handler != signal.SIG_IGN or number != signal.SIGHUP:
+                signal.signal(number, self._shutdown.on_signal)
+        old_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(old_fd)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _warn_of_leaks() -> None:
+    """Name what the processes would share, and corrupt, or what they would miss."""
+    found = open_connections()
+    if found:
+        text = "The app opened connections while it was imported (%s); every process would share them. "
+        logger.warning(text + "Open them on first use, or in worker_process_init.", ", ".join(found))
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate()[1:])
+        logger.warning("The app started threads while it was imported (%s); no process will have them.", names)
+
+
+def _exit_words(code: int) -> str:
+    if code >= 0:
+        return f"exitcode {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
