@@ -1,0 +1,24 @@
+"""The benchmark's tasks for Umbel."""
+
+import asyncio
+import os
+import time
+
+from umbel import Umbel
+
+app = Umbel("bench", broker=os.environ.get("BENCH_URL"), backend=os.environ.get("BENCH_URL"))
+
+
+@app.task(name="noop")
+def noop() -> None:
+    return None
+
+
+@app.task(name="work")
+def work(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@app.task(name="nap")
+async def nap(seconds: float) -> None:
+    await asyncio.sleep(seconds)

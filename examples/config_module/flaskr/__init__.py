@@ -1,0 +1,1 @@
+"""An application that keeps its queue's settings in a module."""

@@ -1,0 +1,171 @@
+"""Every example runs: on the SQLite default, on Redis, and on Redis with a real Celery worker in the place of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import EXAMPLES, copy_example, environment, run, worker
+
+
+class Setup:
+    """Where an example runs, with which stores, and whose worker runs it."""
+
+    def __init__(self, kind: str, folder: Path, url: str | None) -> None:
+        self.celery = kind == "redis-celery"
+        self.folder = folder
+        self.env = environment(UMBEL_HOME=str(folder / "home"))
+        if url is not None:
+            host, _, rest = url.removeprefix("redis://").partition(":")
+            self.env |= {"BROKER_URL": url, "RESULT_BACKEND": url, "REDIS_HOST": host, "REDIS_PORT": rest.split("/")[0]}
+
+    def worker(self, name: str, target: str, *options: str) -> Any:
+        home = copy_example(name, self.folder, celery=self.celery)
+        options = ("-l", "info", "-c", "2", *options)
+        return worker(target, *options, cwd=home, env=self.env, celery=self.celery)
+
+    def client(self, name: str) -> Path:
+        return copy_example(name, self.folder / "client")
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis-celery"])
+def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
+    url = request.getfixturevalue("redis_url") if request.param != "sqlite" else None
+    yield Setup(request.param, tmp_path, url)
+
+
+def test_create_and_get_over_flask(setup: Setup) -> None:
+    code = """
+import time
+from shop import app
+client = app.test_client()
+task_id = client.get("/create").text
+deadline = time.monotonic() + 20
+while (state := client.get("/get/" + task_id).text) != "SUCCESS":
+    assert state in ("PENDING", "STARTED"), state
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+from shop.task import long_task
+result = long_task.AsyncResult(task_id)
+assert result.get() is True
+result.forget()
+print(client.get("/get/" + task_id).text)
+"""
+    with setup.worker("create_get", "shop.task"):
+        assert run(code, cwd=setup.client("create_get"), env=setup.env).split() == ["PENDING"]
+
+
+def test_progress_of_several_tasks_over_http(setup: Setup) -> None:
+    code = """
+import json, time
+from page import app
+client = app.test_client()
+urls = [client.post("/longtask").headers["Location"] for _ in range(2)]
+states = {url: set() for url in urls}
+answers = {}
+deadline = time.monotonic() + 30
+while any("result" not in answers.get(url, {}) for url in urls):
+    for url in urls:
+        answers[url] = client.get(url).json
+        states[url].add(answers[url]["state"])
+    assert time.monotonic() < deadline, answers
+    time.sleep(0.01)
+print(json.dumps([[sorted(states[url]), answers[url]] for url in urls]))
+"""
+    setup.env["PAUSE"] = "0.02"
+    with setup.worker("progress_page", "longtask"):
+        for states, answer in json.loads(run(code, cwd=setup.client("progress_page"), env=setup.env)):
+            assert "PROGRESS" in states
+            assert answer == {
+                "state": "SUCCESS",
+                "current": 100,
+                "total": 100,
+                "status": "Task completed!",
+                "result": 32,
+            }
+
+
+def test_first_steps(setup: Setup) -> None:
+    code = """
+import json
+from tasks import add, describe, div, lookup
+import trigger
+trigger.main()
+described = describe.delay(1, 2)
+answer = described.get(timeout=20)
+assert answer == {"id": described.id, "retries": 0, "sum": 3}, answer
+assert div.delay(6, 3).get(timeout=20) == 2
+failed = div.delay(1, 0, countdown=0.1)
+error = failed.get(timeout=20, propagate=False)
+assert isinstance(error, ZeroDivisionError), error
+assert failed.state == "FAILURE" and "ZeroDivisionError" in failed.traceback
+missing = lookup.delay("k").get(timeout=20, propagate=False)
+assert isinstance(missing, KeyError), missing
+"""
+    with setup.worker("first_steps", "tasks") as running:
+        out = run(code, cwd=setup.client("first_steps"), env=setup.env)
+        assert "task done: 8" in out
+        assert "Processing: 100%" in out
+        assert out.rstrip().endswith("finish")
+        running.expect("task done: 8")
+        running.expect("task fail, reason: 'k'")
+        running.expect("doing div")
+
+
+def test_flask_context_and_countdown(setup: Setup) -> None:
+    code = """
+import time
+from task import greeting, log_it
+assert greeting.delay().get(timeout=20) == "hello from default"
+started = time.monotonic()
+assert log_it.apply_async(args=[10, 20], countdown=1).get(timeout=20) == 30
+print(time.monotonic() - started)
+"""
+    with setup.worker("flask_context", "task") as running:
+        assert 0.9 < float(run(code, cwd=setup.client("flask_context"), env=setup.env)) < 6
+        running.expect("WARNING/")
+        running.expect("30")
+
+
+def test_config_module(setup: Setup) -> None:
+    code = """
+import json, time
+from flaskr.tasks import Tasks, check_status, exec_task, retried, retried_then_answered, Flaky
+task_id = exec_task(4, 5)
+while (status := check_status(task_id))["code"] == "105":
+    time.sleep(0.02)
+assert status == {"code": "200", "data": 9, "message": "the task succeeded"}, status
+assert retried.delay(2).get(timeout=20) == "worked at attempt 2"
+error = retried.delay(9).get(timeout=20, propagate=False)
+assert isinstance(error, Flaky) and str(error) == "attempt 3 failed", error
+assert retried_then_answered.delay(9).get(timeout=20) == {"code": "9999", "message": "attempt 3 failed"}
+answer = Tasks.tenfold.delay(4).get(timeout=20)
+assert answer == {"task": "flaskr.tasks.tenfold", "value": 40}, answer
+failed = retried.delay(9)
+while (status := check_status(failed.id))["code"] == "105":
+    time.sleep(0.02)
+assert status == {"code": "9999", "message": "attempt 3 failed"}, status
+"""
+    with setup.worker("config_module", "flaskr.libs.system"):
+        run(code, cwd=setup.client("config_module"), env=setup.env)
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo" / "demo.py")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "add(2, 3)     = 5" in done.stdout
+    assert "100 additions = 9900" in done.stdout
+    assert "40/40" in done.stdout
