@@ -13,10 +13,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
+LOAVES = 40
+
+
 def bar(meta: dict) -> None:
-    """Draw the progress that the task reported."""
-    if meta["status"] == "PROGRESS":
-        done, total = meta["result"]["done"], meta["result"]["total"]
+    """Draw the progress that the task reported; a finished task reports its result instead."""
+    if meta["status"] in ("PROGRESS", "SUCCESS"):
+        done = meta["result"]["done"] if meta["status"] == "PROGRESS" else LOAVES
+        total = LOAVES
         filled = 30 * done // total
         sys.stdout.write(f"\rbake  [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}")
         sys.stdout.flush()
@@ -37,7 +41,7 @@ def main() -> int:
             print("greet('you')  =", tasks.greet.delay("you").get(timeout=30))
             sums = [tasks.add.delay(n, n) for n in range(100)]
             print("100 additions =", sum(result.get(timeout=30) for result in sums))
-            baked = tasks.bake.delay(40).get(timeout=60, on_message=bar)
+            baked = tasks.bake.delay(LOAVES).get(timeout=60, on_message=bar)
             print("\nbake(40)      =", baked)
         finally:
             worker.send_signal(signal.SIGTERM)

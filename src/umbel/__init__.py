@@ -5,12 +5,12 @@ The public names below are loaded when they are first used, so that importing th
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # typing's own would cost more to import than all the rest of this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from umbel.app import Celery, Umbel, current_app, current_task, shared_task
     from umbel.result import (
         AsyncResult,
@@ -57,15 +57,21 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("current_app", "Task", "Signature", "signature"):
-        # These find the current app, and only the app's module knows how to make a first one.
+    import importlib
+
+    # Many of these find the current app, and only the app's module knows how to make a first one.
+    if home != "umbel.utils.identity":
         importlib.import_module("umbel.app")
     value = globals()[name] = getattr(importlib.import_module(home), name)
     return value
+
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -13,11 +13,10 @@ from umbel.asyncresult import AsyncResult
 from umbel.configuring import Configuring
 from umbel.connecting import Connecting
 from umbel.current import current_app, current_task
-from umbel.declaring import Declaring
-from umbel.defining import shared_task
+from umbel.declaring import Declaring, shared_task
 from umbel.exceptions import AlwaysEagerIgnored
 from umbel.groupresult import GroupResult, ResultSet
-from umbel.loading import symbol_by_name
+from umbel.loading import caller_file, symbol_by_name
 from umbel.publishing import Dispatch, check_outcome, prepare
 from umbel.signature import Signature, signature
 from umbel.utils.identity import uuid
@@ -68,6 +67,8 @@ class Umbel(Declaring, Configuring, Connecting):
         """
         self.main = main
         self.set_as_current = set_as_current
+        # The same in every process of a program, unlike __main__: it decides where the default database is.
+        self.module_file = caller_file()
         self.strict_typing = strict_typing
         self.fixups = list(fixups or ())
         self._components = {"loader": loader, "amqp": amqp, "events": events, "log": log, "control": control}
@@ -77,6 +78,7 @@ class Umbel(Declaring, Configuring, Connecting):
         self._declare(tasks, task_cls, autofinalize)
         self._disconnected()
         self._configure(settings, config_source, namespace)
+        self.middlewares = []
         self._fixups = [symbol_by_name(fixup)(self) for fixup in self.fixups]
         if set_as_current:
             self.set_current()

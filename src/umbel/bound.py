@@ -109,7 +109,7 @@ _declared: Final[dict[str, weakref.ref[type[Any]]]] = {}
 def declared_class(name: str, app: Any) -> type[Any] | None:
     """Return the concrete task class of this name that the app may use, or None."""
     cls = _declared[name]() if name in _declared else None
-    if cls is None or cls.__dict__.get("_abstract_now") or not _instantiable(cls):
+    if cls is None or not _instantiable(cls):
         return None
     owner = cls._app if cls._app is not None else get_current_app()
     return cls if owner is app else None

@@ -7,7 +7,6 @@ that closing it cannot disturb the parent's.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -38,6 +37,9 @@ class Connecting:
     conf: Settings
     clock: Clock
     registry: Any
+    module_file: str | None
+    #: What wraps publishing and executing, outermost first. Change the list before the app is used.
+    middlewares: list[Middleware]
 
     def _disconnected(self) -> None:
         """Start without connections, in a new app and in a new process."""
@@ -55,7 +57,7 @@ class Connecting:
     @property
     def urls(self) -> Urls:
         """Where this app reads, writes and keeps results."""
-        return choose(self.conf, self.main, _module_file(self.main))
+        return choose(self.conf, self.main, self.module_file)
 
     @property
     def broker_url(self) -> Any:
@@ -79,6 +81,7 @@ class Connecting:
                 options.update(conf.broker_transport_options or {})
                 broker = open_broker(self.urls.write, options=options, clock=self.clock, app_name=self.main or "")
                 broker.open()
+                current.register_app(self)
                 self._broker = broker
             return self._broker
 
@@ -96,6 +99,7 @@ class Connecting:
                 backend = open_backend(url, options=options, clock=self.clock, app_name=self.main or "")
                 if backend is not None:
                     backend.open()
+                    current.register_app(self)
                 self._backend, self._backend_url = backend, url
             return self._backend
 
@@ -186,12 +190,6 @@ class Connecting:
         """Forget what is remembered for sending a task, because the task has changed."""
         self._plans.pop(task.name, None)
 
-    @property
-    def middlewares(self) -> list[Middleware]:
-        """What wraps publishing and executing, outermost first. Change the list before the app is used."""
-        found: list[Middleware] = self.__dict__.setdefault("_middlewares", [])
-        return found
-
     def publish(
         self,
         outgoings: Sequence[Outgoing],
@@ -208,13 +206,12 @@ class Connecting:
         if policy is None:
             policy = self.conf.task_publish_retry_policy or {}
         timeout = timeout or self.conf.publish_timeout
-        middlewares = self.__dict__.get("_middlewares")
-        if not middlewares:
+        if not self.middlewares:
             return publish_with_retries(self, outgoings, retry=retry, policy=policy, timeout=timeout)
         send: Callable[[Sequence[Outgoing]], Sequence[Published]] = partial(
             publish_with_retries, self, retry=retry, policy=policy, timeout=timeout
         )
-        for middleware in reversed(middlewares):
+        for middleware in reversed(self.middlewares):
             send = partial(middleware.publish, call_next=send)
         return send(outgoings)
 
@@ -239,11 +236,6 @@ class Connecting:
 
 
 _UNSET: Final = object()
-
-
-def _module_file(main: str | None) -> str | None:
-    module = sys.modules.get(main or "__main__") or sys.modules.get("__main__")
-    return getattr(module, "__file__", None)
 
 
 def _after_fork() -> None:

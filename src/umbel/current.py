@@ -133,10 +133,11 @@ _lock: Final = threading.RLock()
 
 
 class _Process:
-    """What all threads share: the default app, the app last made current anywhere, and how to make a first one."""
+    """What all threads share: the default app, the app last made current anywhere, and the one made for want of any."""
 
     default: Any = None
     latest: Any = None
+    fallback: Any = None
     factory: Callable[[], Any] | None = None
 
 
@@ -162,15 +163,15 @@ def get_current_app() -> Any:
     In a web server the request threads never call :meth:`Umbel.set_current`; they find the app that was made at
     import, not an unconfigured one.
     """
-    app = _local.app or _Process.default or _Process.latest
+    app = _local.app or _Process.default or _Process.latest or _Process.fallback
     if app is not None:
         return app
     with _lock:
-        if _Process.default is None:
+        if _Process.fallback is None:
             if _Process.factory is None:
                 raise ImproperlyConfigured("there is no app yet; create one first: app = Umbel('name')")
-            _Process.default = _Process.factory()
-    return _Process.default
+            _Process.fallback = _Process.factory()
+    return _Process.fallback
 
 
 def app_or_default(app: Any = None) -> Any:
@@ -192,6 +193,8 @@ def deregister_app(app: Any) -> None:
         _Process.latest = None
     if _Process.default is app:
         _Process.default = None
+    if _Process.fallback is app:
+        _Process.fallback = None
 
 
 def active_apps() -> list[Any]:

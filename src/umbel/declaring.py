@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, overload
 
 from umbel import current, signals
 from umbel.bound import declared_class, declared_names
-from umbel.defining import decorate, header_of
+from umbel.defining import apply_decorator, decorate, header_of, outside, task_from_function
 from umbel.exceptions import DuplicateTaskNameWarning
 from umbel.loading import autodiscover, import_modules, symbol_by_name
 from umbel.registry import TaskRegistry, gen_task_name, qualname
 from umbel.retrying import add_autoretry_behaviour
 from umbel.task import Task
+from umbel.utils.proxy import Proxy
 
 if TYPE_CHECKING:
     from typing import ParamSpec, TypeVar
@@ -226,5 +227,43 @@ def _warn_replaced(name: str, loser: Any, winner: Any) -> None:
             f"task name {name!r} is used by {qualname(loser)} and {qualname(winner)}: calls under this name reach "
             f"{qualname(winner)}. Give one of them another name."
         ),
-        stacklevel=4,
+        stacklevel=outside(),
     )
+
+
+@overload
+def shared_task(fun: Callable[P, Coroutine[Any, Any, R]], /) -> CoroutineTask[P, R]: ...
+@overload
+def shared_task(fun: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(*, bind: Literal[True], **options: Any) -> BoundDecorator: ...
+@overload
+def shared_task(*, bind: Literal[False] = False, **options: Any) -> Decorator: ...
+def shared_task(*args: Any, **options: Any) -> Any:
+    """Make a function a task of every app there is and will be; for libraries that know no app.
+
+    Returns a proxy of the task in the app that is current at each use.
+    """
+
+    def create(fun: Callable[..., Any]) -> Any:
+        if type(fun) is Proxy:
+            raise TypeError("@shared_task was applied twice to the same function; remove one of them")
+
+        def construct(app: Any) -> Any:
+            return task_from_function(app, fun, shared=True, **options)
+
+        current.connect_on_app_finalize(construct)
+        for app in current.active_apps():
+            if app.finalized:
+                construct(app)
+
+        def find() -> Any:
+            app = current.get_current_app()
+            name = options.get("name") or app.gen_task_name(fun.__name__, fun.__module__)
+            return app.tasks[name] if name not in app.registry else app.registry[name]
+
+        return Proxy(find, __doc__=fun.__doc__, __module__=fun.__module__)
+
+    ours = ("shared", "lazy")
+    options = {key: value for key, value in options.items() if key not in ours}
+    return apply_decorator(create, args, "shared_task")

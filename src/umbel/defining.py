@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from umbel.current import active_apps, connect_on_app_finalize, get_current_app
+from umbel.current import connect_on_app_finalize
 from umbel.exceptions import DuplicateTaskNameWarning
 from umbel.registry import qualname
 from umbel.retrying import add_autoretry_behaviour
-from umbel.utils.proxy import Proxy
 
 _PYDANTIC = ("pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs")
 
@@ -115,11 +114,12 @@ def _warn_taken(name: str, first: Any, second: Any) -> None:
             f"task name {name!r} is taken by {qualname(first)}, so {qualname(second)} was not registered: "
             "calls under this name reach the first. Give one of them another name."
         ),
-        stacklevel=_stacklevel(),
+        stacklevel=outside(),
     )
 
 
-def _stacklevel() -> int:
+def outside() -> int:
+    """Return the ``stacklevel`` by which a warning of the caller's names the user's line."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "umbel":
         frame, level = frame.f_back, level + 1
@@ -138,42 +138,13 @@ def decorate(app: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
             connect_on_app_finalize(lambda other: task_from_function(other, fun, shared=True, **options))
         return keep(task) if keep is not None else task
 
-    return _decorator(create, args, "task")
+    return apply_decorator(create, args, "task")
 
 
-def _decorator(create: Callable[[Any], Any], args: tuple[Any, ...], name: str) -> Any:
+def apply_decorator(create: Callable[[Any], Any], args: tuple[Any, ...], name: str) -> Any:
+    """Return what a decorator called with these positional arguments evaluates to."""
     if not args:
         return create
     if len(args) == 1 and callable(args[0]):
         return create(args[0])
     raise TypeError(f"@{name} takes a function, or options by name: @{name}(bind=True), not {args!r}")
-
-
-def shared_task(*args: Any, **options: Any) -> Any:
-    """Make a function a task of every app there is and will be; for libraries that know no app.
-
-    Returns a proxy of the task in the app that is current at each use.
-    """
-
-    def create(fun: Callable[..., Any]) -> Any:
-        if type(fun) is Proxy:
-            raise TypeError("@shared_task was applied twice to the same function; remove one of them")
-
-        def construct(app: Any) -> Any:
-            return task_from_function(app, fun, shared=True, **options)
-
-        connect_on_app_finalize(construct)
-        for app in active_apps():
-            if app.finalized:
-                construct(app)
-
-        def current() -> Any:
-            app = get_current_app()
-            name = options.get("name") or app.gen_task_name(fun.__name__, fun.__module__)
-            return app.tasks[name] if name not in app.registry else app.registry[name]
-
-        return Proxy(current, __doc__=fun.__doc__, __module__=fun.__module__)
-
-    ours = ("shared", "lazy")
-    options = {key: value for key, value in options.items() if key not in ours}
-    return _decorator(create, args, "shared_task")

@@ -37,6 +37,15 @@ def import_from_cwd(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
+def caller_file() -> str | None:
+    """Return the file of the code that called into this package, or None where it has none (a shell)."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "umbel":
+        frame = frame.f_back
+    found: str | None = frame.f_globals.get("__file__") if frame is not None else None
+    return found
+
+
 def symbol_by_name(name: Any, *, importer: Callable[[str], Any] = importlib.import_module) -> Any:
     """Return what ``module:attr`` or ``module.attr`` names; anything but a string is returned as it is."""
     if not isinstance(name, str):

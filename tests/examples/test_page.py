@@ -60,7 +60,7 @@ def test_bars_move_and_end(browser: webdriver.Chrome, tmp_path: Path) -> None:
     )
     try:
         eventually(lambda: _answers(port))
-        with worker("longtask", "-c", "3", cwd=home, env=env):
+        with worker("longtask", "-l", "info", "-c", "3", cwd=home, env=env):
             _watch(browser, f"http://127.0.0.1:{port}/")
     finally:
         flask.terminate()

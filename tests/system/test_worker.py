@@ -172,11 +172,10 @@ def test_a_process_is_replaced_after_so_many_tasks(local: Site) -> None:
 
 def test_warm_lets_running_tasks_finish_and_gives_back_the_rest(site: Site) -> None:
     running_task = site.send("hold", str(site.marks), 1.0)
-    with site.worker("-c", "1") as running:
+    with site.worker("-c", "1"):
         site.started()
         for _ in range(5):
             site.send("hold", str(site.marks), 60)
-        running.process.send_signal(signal.SIGTERM)
     assert running_task.get(timeout=5) == "done"
     assert (site.count(Place.READY), site.count(Place.HELD)) == (5, 0)
 

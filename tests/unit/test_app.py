@@ -175,7 +175,7 @@ def test_task_cls_and_assigned_base_classes_are_used(app: Umbel) -> None:
             return ["context", base.__call__(self, *args, **kwargs)]
 
     app.Task = ContextTask
-    task = app.task(name="tests.context")(lambda: 1)
+    task: Any = app.task(name="tests.context")(lambda: 1)
     assert task() == ["context", 1]
     assert task.apply().get() == ["context", 1]
 
@@ -336,3 +336,14 @@ class TestModules:
         self.write("usecond.py", "")
         app = Umbel("inc", include=["usecond"], imports=("ufirst",), set_as_current=False)
         assert [module.__name__ for module in app.import_default_modules()] == ["ufirst", "usecond"]
+
+
+def test_without_a_url_the_database_is_beside_the_project_of_the_calling_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("UMBEL_HOME", "CELERY_BROKER_URL", "UMBEL_BROKER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    project = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+    app = Umbel("beside", set_as_current=False)
+    assert app.urls.default
+    assert app.broker_url == app.urls.backend == f"sqlite:///{project}/.umbel/beside.db"

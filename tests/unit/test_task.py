@@ -144,7 +144,7 @@ class TestAttributes:
         assert seen == [1]
 
     def test_options_of_the_decorator_are_attributes(self, app: Umbel) -> None:
-        task = app.task(name="tests.opt", queue="slow", max_retries=None, colour="red")(lambda: 1)
+        task: Any = app.task(name="tests.opt", queue="slow", max_retries=None, colour="red")(lambda: 1)
         assert (task.queue, task.max_retries, task.colour) == ("slow", None, "red")
 
 

@@ -100,7 +100,7 @@ def _translated(error: sqlite3.Error, path: str) -> Exception:
         )
     if code.startswith("SQLITE_FULL"):
         return OperationalError(f"{path}: the disk is full; nothing was changed")
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.OperationalError) and code != "SQLITE_ERROR":  # which no retry would help
         return OperationalError(f"{path}: {error}")
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return OperationalError(f"{path}: this connection is closed; open() it again")

@@ -189,7 +189,7 @@ def take_batch(tx: Transaction, consumer: int, queues: Sequence[str], limit: int
     first = tx.take(len(ids))
     found = tx.execute(
         "SELECT asked.key + ?, queue, crashes, verdict, detail, enqueued_at, raw "
-        "FROM json_each(?) AS asked CROSS JOIN messages WHERE id = asked.value",
+        "FROM json_each(?) AS asked CROSS JOIN messages WHERE messages.id = asked.value",
         (first, json.dumps(ids)),
     )
     taken: list[Row] = []
