@@ -218,14 +218,18 @@ class Umbel(Declaring, Configuring, Connecting):
         return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
 
     def __reduce__(self) -> Any:
-        return _unpickle, (type(self), self.main, self.conf.changes, self.set_as_current)
+        return _unpickle, (type(self), self.main, self.conf.changes, self.set_as_current, self.module_file)
 
 
 Celery = Umbel
 
 
-def _unpickle(cls: type[Umbel], main: str | None, changes: Mapping[str, Any], set_as_current: bool) -> Umbel:
-    return cls(main, changes=changes, set_as_current=set_as_current)
+def _unpickle(
+    cls: type[Umbel], main: str | None, changes: Mapping[str, Any], set_as_current: bool, module_file: str | None
+) -> Umbel:
+    app = cls(main, changes=changes, set_as_current=set_as_current)
+    app.module_file = module_file
+    return app
 
 
 def _call(call: Any, options: Mapping[str, Any]) -> tuple[Any, Any, Any, dict[str, Any]]:

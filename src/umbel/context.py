@@ -83,6 +83,10 @@ class Context:
         fields = context.__dict__
         headers, properties = call.headers, call.properties
         fields.update(headers)
+        if not _OWN.isdisjoint(headers):
+            # A header may have any name, but a message must not decide how this process treats it.
+            for name in _OWN:
+                fields.pop(name, None)
         if "headers" not in headers:
             fields["headers"] = None if headers.keys() <= _KNOWN else _custom(headers)
         if fields.get("ignore_result") is None:
@@ -182,6 +186,10 @@ class Context:
 
 
 _KNOWN: Final = frozenset(Context.__annotations__) | {"children"}
+_OWN: Final = frozenset(
+    {"report_state", "outgoings", "override_max_retries", "_children", "_protected", "children", "is_eager", "loglevel"}
+    | {"logfile", "update", "clear", "get", "as_execution_options", "from_call"}
+)
 
 
 def _custom(fields: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ Nothing here touches a broker or a backend.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
-import sys
 import threading
 import time
 import traceback as traceback_module
@@ -132,7 +132,8 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     runner: asyncio.Runner | None = getattr(_runners, "runner", None)
     if runner is None:
         runner = _runners.runner = asyncio.Runner()
-    return runner.run(coroutine)
+    # A Runner keeps the context of its first run; each task must see its own request.
+    return runner.run(coroutine, context=contextvars.copy_context())
 
 
 class Attempt:
@@ -315,16 +316,22 @@ def _loop_running() -> bool:
 
 
 def _in_thread(attempt: Attempt) -> Traced:
-    outcome: list[Traced] = []
-    thread = threading.Thread(target=lambda: outcome.append(attempt.run()), name="umbel-eager")
+    outcome: list[Traced | BaseException] = []
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            outcome.append(context.run(attempt.run))
+        except BaseException as error:  # a hook's own; it belongs to the thread that asked
+            outcome.append(error)
+        finally:
+            if (runner := getattr(_runners, "runner", None)) is not None:
+                runner.close()
+
+    thread = threading.Thread(target=work, name="umbel-eager")
     thread.start()
     thread.join()
-    if not outcome:
-        raise RuntimeError(f"the eager call of {attempt.plan.task.name} ended without an outcome")
-    return outcome[0]
-
-
-def current_traceback() -> str:
-    """Return the traceback of the exception being handled, as text."""
-    error = sys.exc_info()[1]
-    return format_traceback(error, error.__traceback__) if error is not None else ""
+    (ended,) = outcome
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended

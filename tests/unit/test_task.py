@@ -565,3 +565,17 @@ class TestSignatures:
         task = app.task(name="tests.canvas")(lambda: 1)
         with pytest.raises(NotImplementedError, match="canvas"):
             task.replace(None)
+
+
+def test_a_header_cannot_change_how_the_process_treats_a_message() -> None:
+    from umbel.context import Context
+    from umbel.message import Call
+
+    headers = {"is_eager": True, "outgoings": ["x"], "report_state": "x", "_children": "x", "update": 1, "mine": "kept"}
+    context = Context.from_call(Call(task="t", id="i", headers=headers))
+    assert context.is_eager is False
+    assert context.outgoings is None
+    assert context.report_state is None
+    assert context.children == []
+    assert callable(context.update)
+    assert context.mine == "kept"

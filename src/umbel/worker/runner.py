@@ -326,12 +326,15 @@ _ENDINGS: dict[str, Callable[[TaskRunner, Execution, Context, Traced], Settlemen
 }
 
 
+_OUR_FRAMES = ("umbel/tracing.py", "umbel/task.py", "umbel/bound.py", "umbel/retrying.py")
+
+
 def _wrong_signature(traced: Traced) -> bool:
     # A TypeError that was raised by the call itself, not inside the body, has only our own frames.
     if not isinstance(traced.result, TypeError) or traced.einfo is None:
         return False
     tb = traced.einfo.tb
-    while tb is not None and tb.tb_frame.f_code.co_filename.endswith(("tracing.py", "task.py")):
+    while tb is not None and tb.tb_frame.f_code.co_filename.endswith(_OUR_FRAMES):
         tb = tb.tb_next
     return tb is None and "argument" in str(traced.result)
 

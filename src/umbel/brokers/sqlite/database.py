@@ -133,8 +133,9 @@ def _before_fork() -> None:
     that it holds them, and can lose its log to the next process that closes. So no connection is open during a fork.
     """
     _opening.acquire()
-    _forking[:] = list(_sessions)
-    for session in _forking:
+    for session in list(_sessions):
+        # Noted first: an error here must not leave a session that resume() would not let go.
+        _forking.append(session)
         session.suspend()
 
 
@@ -382,8 +383,9 @@ class Session:
             if not self.usable:
                 return
             self._closed = True
-            if self._connection is not None:
-                self._end(self._connection)
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                self._end(connection)
         _leave(self.shared)
 
 
