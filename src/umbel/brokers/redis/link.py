@@ -271,15 +271,19 @@ class Link:
 
     def pump(self) -> None:
         """Hand the push messages that have arrived to ``on_push``; never waits for more than a started one."""
-        while True:
-            reply = self._reader.gets()
-            if reply is not _MORE:
-                if self._on_push is not None and type(reply) is _Push:
-                    self._on_push(reply)
-                continue
-            if not self._readable():
-                return
+        self._drain()
+        while self._readable():
             self._receive()
+            self._drain()
+
+    def _drain(self) -> bool:
+        """Hand over what was received already; return whether there was anything."""
+        found = False
+        while (reply := self._reader.gets()) is not _MORE:
+            found = True
+            if self._on_push is not None and type(reply) is _Push:
+                self._on_push(reply)
+        return found
 
     def wait(self, timeout: float, waker: Waker | None = None) -> bool:
         """Block until the server sends something or the waker is set; return whether the server did."""
@@ -287,6 +291,9 @@ class Link:
         if sock is None:
             _select([waker] if waker else [], timeout)
             return False
+        # What came along with the last reply lies in the reader, and the socket would not show it any more.
+        if self._drain():
+            return True
         if (pending := getattr(sock, "pending", None)) and pending():
             return True
         return sock in _select([sock, waker] if waker else [sock], timeout)
