@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from redis_support import Lossy, consumer_of, opened
 
+from redis_support import Lossy, consumer_of, opened
 from umbel.backends.redis import RedisBackend
 from umbel.exceptions import BrokerError, LeaseLost, OperationalError, PublishUnknown
 from umbel.interfaces import Place, PublishStatus, Requeue, Settlement, StoreLocation

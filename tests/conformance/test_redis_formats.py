@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis_support import consumer_of, opened
 
+from redis_support import consumer_of, opened
 from umbel.backends.redis import RedisBackend
 from umbel.brokers.redis import RedisBroker
 from umbel.exceptions import BrokerError
