@@ -18,14 +18,16 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from umbel.exceptions import LeaseLost, OperationalError
-from umbel.interfaces import REQUEUE, Consumer, Delivery, Execution, Executor, Outcome, Settlement
+from umbel.interfaces import REQUEUE, Consumer, Execution, Executor, Outcome, Settlement
 from umbel.worker.admission import ReadAhead
+from umbel.worker.holding import Hold
+from umbel.worker.keeper import Keeper
 from umbel.worker.runner import TaskRunner
 
 logger = logging.getLogger("umbel.worker.engine")
@@ -61,30 +63,25 @@ class Engine:
         options: EngineOptions,
         slot: Any = None,
     ) -> None:
-        self._app = app
         self._consumer = consumer
         self._executor = executor
         self._runner = runner
         self._options = options
         self._slot = slot
+        self._inline = executor.features.inline
         self._ahead = ReadAhead(limit=options.prefetch_max)
-        self._ready: deque[Execution] = deque()
-        self._pending: list[Settlement] = []
-        self._oldest_pending = 0.0
+        self._hold = Hold(app, consumer, runner)
+        self._lock = threading.Lock()
+        self._keeper = Keeper(
+            self._hold, self._lock, settle_window=options.settle_window, give_back_after=options.give_back_after
+        )
         self._running: dict[str, Execution] = {}
         self._finished: deque[tuple[Execution, Outcome]] = deque()
-        self._lock = threading.Lock()
         self._woken = False
         self._stop_by: float | None = None
         self._ended = ""
         self._processed = 0
-        self._inline = executor.features.inline
-        self._in_task_since = 0.0
-        self._keeper_awake = threading.Event()
-        self._bundled = False
         self.totals: Counter[str] = Counter()
-
-    # -- from outside --------------------------------------------------------------------------------------------
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop reserving, give back what has not started, and let running tasks finish for ``timeout`` seconds.
@@ -94,8 +91,8 @@ class Engine:
         deadline = time.monotonic() + (FOREVER if timeout is None else timeout)
         if self._stop_by is None or deadline < self._stop_by:
             self._stop_by = deadline
+        self._keeper.stop()
         self._consumer.wake()
-        self._keeper_awake.set()
 
     def active(self) -> list[Execution]:
         """Return the executions that run now."""
@@ -108,12 +105,10 @@ class Engine:
 
         Afterwards nothing is held but what did not finish in time, and that was given back too.
         """
-        backend = self._app.backend
-        self._bundled = backend is not None and self._app.broker.bind_results(backend.location())
+        self._hold.bind()
         self._executor.start(self._runner, self._done)
-        keeper = threading.Thread(target=self._keep, name="umbel-keeper", daemon=True)
         if self._inline:
-            keeper.start()
+            self._keeper.start()
         step = self._step_inline if self._inline else self._step_beside
         delay = 0.05
         with self._lock:
@@ -123,14 +118,14 @@ class Engine:
                     delay = 0.05
                 except LeaseLost as error:
                     logger.error("This process lost its lease: %s. What it held runs elsewhere.", error)
-                    self._forget()
+                    self._hold.forget()
                     self._ended = "lease_lost"
                 except OperationalError as error:
                     logger.warning("consumer: Connection to broker lost (%s). Trying again in %.2fs.", error, delay)
                     self._rest(delay)
                     delay = min(delay * 2, 2.0)
             self._finish()
-        self._keeper_awake.set()
+        self._keeper.close()
         return self._ended or "stopped"
 
     def _rest(self, seconds: float) -> None:
@@ -139,57 +134,60 @@ class Engine:
             time.sleep(min(left, 0.1))
 
     def _step_inline(self) -> None:
-        if not self._ready:
-            self._take(self._ahead.want())
-            if not self._ready:
-                if not self._pending:
+        hold = self._hold
+        if not hold.ready:
+            hold.take(self._ahead.want())
+            if not hold.ready:
+                if not hold.pending:
                     self._consumer.wait(IDLE_WAIT)
                 return
-        execution = self._ready.popleft()
-        if self._pending and (
-            len(self._pending) >= MAX_BATCH
-            or execution.delivery.count > 1
-            or time.monotonic() - self._oldest_pending >= self._options.settle_window
+        execution = hold.ready.popleft()
+        # A message that was delivered before may kill its worker again: nothing else shares its fate.
+        suspect = execution.delivery.count > 1
+        if hold.pending and (
+            suspect
+            or len(hold.pending) >= MAX_BATCH
+            or time.monotonic() - hold.oldest_pending >= self._options.settle_window
             or self._ahead.slow(execution.call.task, self._options.settle_window)
         ):
-            self._settle()
-        if not self._begin((execution,)):
-            return
-        self._run_here(execution)
-        if execution.delivery.count > 1:
-            # It may have killed its worker before: nothing else shares its fate.
-            self._settle()
+            try:
+                hold.settle()
+            except OperationalError:
+                hold.ready.appendleft(execution)
+                raise
+        if hold.begin((execution,)):
+            self._run_here(execution)
+            if suspect:
+                hold.settle()
 
     def _run_here(self, execution: Execution) -> None:
         tag = execution.delivery.tag
         self._running[tag] = execution
-        started = execution.started_at = self._in_task_since = time.monotonic()
+        started = execution.started_at = time.monotonic()
         if self._slot is not None:
             self._slot.started(tag, started)
-        if not self._keeper_awake.is_set():
-            self._keeper_awake.set()
-        self._lock.release()
+        self._keeper.enter(started)
         try:
             self._executor.submit(execution)
         finally:
-            self._lock.acquire()
-            self._in_task_since = 0.0
+            self._keeper.leave()
             if self._slot is not None:
                 self._slot.idle()
         self._collect()
 
     def _step_beside(self) -> None:
+        hold = self._hold
         self._woken = False
         self._collect()
-        free = self._executor.free() - len(self._ready)
-        if self._pending or free > 0:
-            self._take(max(free, 0))
-        self._give_back_stale()
-        starts = [self._ready.popleft() for _ in range(min(len(self._ready), self._executor.free()))]
-        for execution in self._begin(starts):
+        free = self._executor.free() - len(hold.ready)
+        if hold.pending or free > 0:
+            hold.take(0 if self._ended else max(free, 0))
+        hold.give_back_stale(self._options.give_back_after)
+        starts = [hold.ready.popleft() for _ in range(min(len(hold.ready), self._executor.free()))]
+        for execution in hold.begin(starts):
             self._running[execution.delivery.tag] = execution
             self._executor.submit(execution)
-        if not starts and not self._pending and not self._finished:
+        if not starts and not hold.pending and not self._finished:
             self._consumer.wait(IDLE_WAIT)
 
     def _done(self, execution: Execution, outcome: Outcome) -> None:
@@ -209,161 +207,41 @@ class Engine:
             self._processed += 1
             if self._slot is not None:
                 self._slot.count(1)
-            self._add(outcome.settlement)
+            self._hold.add(outcome.settlement)
         options = self._options
         if options.max_tasks is not None and self._processed >= options.max_tasks:
             self._ended = "max_tasks"
         elif options.max_memory is not None and _rss_kib() > options.max_memory:
             self._ended = "max_memory"
 
-    def _add(self, settlement: Settlement) -> None:
-        if not self._pending:
-            self._oldest_pending = time.monotonic()
-        self._pending.append(settlement)
-
-    # -- the consumer --------------------------------------------------------------------------------------------
-
-    def _take(self, limit: int) -> None:
-        """Settle what is pending and reserve up to ``limit`` more, in one trip where both are needed."""
-        if self._ended or self._stop_by is not None:
-            limit = 0
-        deliveries = self._settle(limit) if self._pending else self._consumer.reserve(limit) if limit else ()
-        now = time.monotonic()
-        for delivery in deliveries:
-            admitted = self._runner.admit(delivery, now)
-            if isinstance(admitted, Settlement):
-                self._add(admitted)
-            else:
-                self._ready.append(admitted)
-
-    def _settle(self, reserve: int = 0) -> Sequence[Delivery]:
-        batch = self._pending
-        if not self._bundled:
-            batch = self._store_results(batch)
-        settled = self._consumer.settle(batch, reserve=reserve)
-        # Only now: an error above leaves the batch pending, and settling twice is refused, not applied twice.
-        self._pending = []
-        if settled.refused:
-            logger.warning("%d outcomes were refused: their messages had been taken over.", len(settled.refused))
-        return settled.deliveries
-
-    def _store_results(self, batch: list[Settlement]) -> list[Settlement]:
-        # Store before ack. A crash in between repeats a task whose result is there already, and the backend
-        # refuses to replace it; the other order would lose the result of a task that nobody runs again.
-        backend = self._app.backend
-        plain = []
-        for settlement in batch:
-            if settlement.result is not None:
-                if backend is not None:
-                    backend.store(settlement.result)
-                settlement = msgspec.structs.replace(settlement, result=None)
-            plain.append(settlement)
-        return plain
-
-    def _begin(self, executions: Sequence[Execution]) -> Sequence[Execution]:
-        """Record the start of those that ask for it; return those that are still held."""
-        records = [record for execution in executions if (record := self._runner.begin(execution)) is not None]
-        if not records:
-            return executions
-        if not self._bundled and self._app.backend is not None:
-            for record in records:
-                if record.result is not None:
-                    self._app.backend.store(record.result)
-            records = [msgspec.structs.replace(record, result=None) for record in records]
-        try:
-            lost: Collection[str] = self._consumer.begin(records)
-        except OperationalError:
-            self._ready.extendleft(reversed(executions))
-            raise
-        return [execution for execution in executions if execution.delivery.tag not in lost]
-
-    def _give_back_stale(self) -> None:
-        if self._ready and time.monotonic() - self._ready[0].reserved_at >= self._options.give_back_after:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        for execution in self._ready:
-            self._add(Settlement(delivery=execution.delivery, how=REQUEUE))
-        self._ready.clear()
-        if self._pending:
-            self._settle()
-
-    def _forget(self) -> None:
-        self._ready.clear()
-        self._pending = []
-
-    # -- the keeper ----------------------------------------------------------------------------------------------
-
-    def _keep(self) -> None:
-        """While a task runs, settle what finished before it and give back what waits behind it."""
-        window = max(self._options.settle_window, 0.001)
-        while self._stop_by is None and not self._ended:
-            if not self._in_task_since:
-                self._keeper_awake.clear()
-                if not self._in_task_since:
-                    self._keeper_awake.wait()
-                continue
-            time.sleep(window)
-            since = self._in_task_since
-            if not since or time.monotonic() - since < window or not (self._pending or self._ready):
-                continue
-            self._attend()
-        while self._in_task_since and (self._pending or self._ready):
-            self._attend(stopping=True)
-            time.sleep(window)
-
-    def _attend(self, stopping: bool = False) -> None:
-        if not self._lock.acquire(timeout=0.001):
-            return
-        try:
-            if not self._in_task_since:
-                return
-            if self._pending:
-                self._settle()
-            if stopping:
-                self._give_back()
-            else:
-                self._give_back_stale()
-        except LeaseLost:
-            # The engine's own next call meets it too, and ends there.
-            self._forget()
-        except OperationalError as error:
-            logger.debug("the keeper will try again: %s", error)
-        finally:
-            self._lock.release()
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """Give back what has not started, wait for what runs, settle everything."""
-        deadline = self._stop_by if self._stop_by is not None else time.monotonic() + FOREVER
-        if not self._persist(self._give_back):
+        if not self._persist(self._hold.give_back):
             return
-        while not self._inline and self._running and time.monotonic() < deadline:
+        while not self._inline and self._running and time.monotonic() < self._deadline():
             self._collect()
-            self._persist(self._flush)
-            if self._stop_by is not None:
-                deadline = self._stop_by
+            self._persist(self._hold.settle)
             if self._running and not self._finished:
                 self._woken = False
-                self._consumer.wait(min(0.25, max(0.0, deadline - time.monotonic())))
-        unfinished = self._executor.stop(timeout=max(0.0, min(deadline - time.monotonic(), 0.1)))
+                self._consumer.wait(min(0.25, max(0.0, self._deadline() - time.monotonic())))
+        unfinished = self._executor.stop(timeout=max(0.0, min(self._deadline() - time.monotonic(), 0.1)))
         self._collect()
         for execution in unfinished:
-            self._add(Settlement(delivery=execution.delivery, how=REQUEUE))
-        self._persist(self._flush)
+            self._hold.add(Settlement(delivery=execution.delivery, how=REQUEUE))
+        self._persist(self._hold.settle)
 
-    def _flush(self) -> None:
-        if self._pending:
-            self._settle()
+    def _deadline(self) -> float:
+        return time.monotonic() + FOREVER if self._stop_by is None else self._stop_by
 
-    def _persist(self, action: Any) -> bool:
+    def _persist(self, action: Callable[[], object]) -> bool:
         """Do a last step although the broker may be away for a moment; the supervisor's release is the net."""
         for attempt in range(5):
             try:
                 action()
             except LeaseLost:
-                self._forget()
+                self._hold.forget()
                 return False
             except OperationalError as error:
                 logger.warning("consumer: Connection to broker lost while stopping (%s).", error)

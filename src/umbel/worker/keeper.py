@@ -1,0 +1,85 @@
+"""The keeper: while the main thread is in user code, settle what finished before and give back what waits behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from umbel.exceptions import LeaseLost, OperationalError
+from umbel.worker.holding import Hold
+
+logger = logging.getLogger("umbel.worker.engine")
+
+
+class Keeper:
+    """A thread that may use the hold only while the engine's thread is between :meth:`enter` and :meth:`leave`.
+
+    The engine's thread owns ``lock`` except in between. ``settle_window`` and ``give_back_after`` are seconds.
+    """
+
+    def __init__(self, hold: Hold, lock: threading.Lock, *, settle_window: float, give_back_after: float) -> None:
+        self._hold = hold
+        self._lock = lock
+        self._window = max(settle_window, 0.001)
+        self._give_back_after = give_back_after
+        self._since = 0.0  # when the task that runs was entered; 0 while none runs
+        self._awake = threading.Event()
+        self._stopping = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, name="umbel-keeper", daemon=True).start()
+
+    def enter(self, now: float) -> None:
+        """Let go of the hold: user code begins."""
+        self._since = now
+        if not self._awake.is_set():
+            self._awake.set()
+        self._lock.release()
+
+    def leave(self) -> None:
+        """Take the hold back: user code has ended."""
+        self._lock.acquire()
+        self._since = 0.0
+
+    def stop(self) -> None:
+        """Give everything back at once from now on. Safe in a signal handler."""
+        self._stopping = True
+        self._awake.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._awake.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            if not self._since:
+                self._awake.clear()
+                # Between the test and the clear a task may have been entered, or the end been announced.
+                if not self._since and not self._closed:
+                    self._awake.wait()
+                continue
+            time.sleep(self._window)
+            since = self._since
+            late = since and time.monotonic() - since >= self._window
+            if late and (self._hold.pending or self._hold.ready):
+                self._attend()
+
+    def _attend(self) -> None:
+        if not self._lock.acquire(timeout=0.001):
+            return
+        try:
+            if not self._since:
+                return
+            self._hold.settle()
+            self._hold.give_back_stale(0.0 if self._stopping else self._give_back_after)
+        except LeaseLost:
+            # The engine's own next call meets it too, and ends there.
+            self._hold.forget()
+        except OperationalError as error:
+            logger.debug("the keeper will try again: %s", error)
+        finally:
+            self._lock.release()
