@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from umbel.brokers.redis.client import Source, Target, parse_url, translate, unreachable
+from umbel.brokers.redis.client import Source, Target, parse_url, unreachable
 from umbel.brokers.redis.layout import Layout, lease_options, to_ms
 from umbel.brokers.redis.pubsub import topic
 from umbel.clock import SYSTEM_CLOCK
@@ -143,15 +143,9 @@ def test_nobody_there() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_errors_are_translated() -> None:
-    from redis.exceptions import ConnectionError as RedisConnectionError
-
-    for error in (RedisConnectionError("gone."), OSError("gone."), TimeoutError("gone.")):
-        with pytest.raises(OperationalError, match="cannot reach Redis at h:1: gone$") as caught, translate("h:1"):
-            raise error
-        assert caught.value.__cause__ is error
-    with pytest.raises(KeyError), translate("h:1"):
-        raise KeyError("ours")
+def test_an_unreachable_server_is_named_with_the_reason() -> None:
+    assert str(unreachable("h:1", "gone.")) == "cannot reach Redis at h:1: gone"
+    assert str(unreachable("h:1", TimeoutError())) == "cannot reach Redis at h:1: TimeoutError"
     assert "password" in str(unreachable("h:1", "NOAUTH Authentication required."))
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -43,9 +44,10 @@ class RedisServer:
     is ever signalled.
     """
 
-    def __init__(self, *, appendonly: bool = False) -> None:
+    def __init__(self, *, appendonly: bool = False, settings: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.appendonly = appendonly
+        self._settings = dict(settings or {})
         self._folder = tempfile.TemporaryDirectory(prefix="umbel-redis-")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -75,6 +77,7 @@ class RedisServer:
         # Every write is on disk before its answer, so that a kill loses nothing that was confirmed.
         settings["appendfsync"] = "always"
         settings["logfile"] = str(Path(self._folder.name) / "redis.log")
+        settings.update(self._settings)
         command = [binary, *(word for name, value in settings.items() for word in (f"--{name}", value))]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self._until_answering(self._process)

@@ -1,18 +1,19 @@
-"""Where the server is: URLs and options to one open redis-py connection, and its errors to ours.
+"""Where the server is: URLs and options to one open connection, and its errors to ours.
 
-Shared by the broker and the result backend. redis-py is imported when the first connection is made.
+Shared by the broker and the result backend.
 """
 
 from __future__ import annotations
 
 import math
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from umbel.brokers.redis.connection import ask, connect
 from umbel.exceptions import ImproperlyConfigured, OperationalError
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
@@ -25,7 +26,7 @@ _CERT_REQS: Final = {
     "none": "none",
 }
 _FLOATS: Final = ("socket_timeout", "socket_connect_timeout")
-# What redis-py's connections take and a URL or the transport options may set.
+# What a connection takes and a URL or the transport options may set, under redis-py's names.
 _PASSED_ON: Final = (
     "client_name",
     "credential_provider",
@@ -99,18 +100,18 @@ def _parse_one(part: str, options: Mapping[str, Any]) -> Target:
         port = split.port
     except ValueError:
         raise ImproperlyConfigured(f"the port of the {scheme}:// URL of {split.hostname} is not a number") from None
-    socket = scheme == "redis+socket"
+    unix = scheme == "redis+socket"
     path = unquote(split.path)
     tls = scheme == "rediss" or bool(options.get("ssl"))
     master = str(query.pop("master_name", "") or options.get("master_name", "")) if scheme == "sentinel" else ""
     if scheme == "sentinel" and not master:
         raise ImproperlyConfigured("sentinel:// needs broker_transport_options={'master_name': ...}")
-    db = query.pop("virtual_host", None) or query.pop("db", None) or options.get("db") or ("" if socket else path)
+    db = query.pop("virtual_host", None) or query.pop("db", None) or options.get("db") or ("" if unix else path)
     query.pop("db", None)
     return Target(
         host=unquote(split.hostname or "localhost"),
         port=port or (26379 if scheme == "sentinel" else 6379),
-        path=(f"/{unquote(split.hostname)}{path}" if split.hostname else path) if socket else "",
+        path=(f"/{unquote(split.hostname)}{path}" if split.hostname else path) if unix else "",
         db=_database(db),
         username=_first(_unquoted(split.username), query.pop("username", None), options.get("username")),
         password=_first(_unquoted(split.password), query.pop("password", None), options.get("password")),
@@ -142,7 +143,7 @@ def _tls_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _extras(given: Mapping[str, Any], tls: bool, scheme: str) -> dict[str, Any]:
-    """Return the keywords for redis-py's connection classes."""
+    """Return the options of a connection, under redis-py's names."""
     extras = {name: given[name] for name in _PASSED_ON if given.get(name) is not None}
     if not tls:
         named = sorted(name for name in extras if name.startswith("ssl_"))
@@ -177,29 +178,6 @@ def _cert_reqs(given: Any) -> str:
 
 class Unconfirmed(OperationalError):
     """The command was sent whole and no answer came: it was applied, or it was not."""
-
-
-class translate:
-    """``with translate(name):`` turns what redis-py and the socket raise into :exc:`OperationalError`."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise unreachable(self._name, error) from error
-        if error is not None:
-            from redis.exceptions import RedisError
-
-            if isinstance(error, RedisError):
-                raise unreachable(self._name, error) from error
 
 
 def unreachable(name: str, cause: object) -> OperationalError:
@@ -237,8 +215,8 @@ class Source:
         """The database that the connections use."""
         return self.targets[0].db
 
-    def connect(self, timeout: float = math.inf) -> Any:
-        """Return an open redis-py connection; :exc:`OperationalError` if none answers within the timeout (seconds)."""
+    def connect(self, timeout: float = math.inf) -> socket.socket:
+        """Return an open connection; :exc:`OperationalError` if none answers within the timeout (seconds)."""
         deadline = time.monotonic() + min(timeout, self._connect_timeout * len(self.targets))
         failure: OperationalError | None = None
         for _ in self.targets:
@@ -254,51 +232,23 @@ class Source:
         raise failure or unreachable(self.name, "timed out")
 
 
-def _open(target: Target, timeout: float, options: Mapping[str, Any]) -> Any:
-    with translate(target.name):
+def _open(target: Target, timeout: float, options: Mapping[str, Any]) -> socket.socket:
+    name = target.name
+    try:
         if target.master_name:
             target = _ask_sentinel(target, timeout, options)
-        connection = _factory(target)(**_keywords(target, timeout))
-        connection.connect()
-    return connection
-
-
-def _factory(target: Target) -> Callable[..., Any]:
-    try:
-        from redis import connection
-    except ImportError as error:
-        raise ImproperlyConfigured("Redis needs redis-py and hiredis: pip install 'umbel[redis]'") from error
-    if target.path:
-        return connection.UnixDomainSocketConnection
-    return connection.SSLConnection if target.tls else connection.Connection
-
-
-def _keywords(target: Target, timeout: float) -> dict[str, Any]:
-    keywords = dict(target.extras)
-    keywords.update(db=target.db, socket_timeout=timeout, socket_connect_timeout=timeout, protocol=3)
-    if not keywords.get("credential_provider"):
-        keywords.update(username=target.username, password=target.password)
-    if target.path:
-        keywords["path"] = target.path
-        for name in ("socket_keepalive", "socket_keepalive_options"):
-            keywords.pop(name, None)
-    else:
-        keywords.update(host=target.host, port=target.port)
-    return keywords
+            name = target.name
+        return connect(target, timeout)
+    except (OSError, OperationalError) as error:
+        raise unreachable(name, error) from error
 
 
 def _ask_sentinel(target: Target, timeout: float, options: Mapping[str, Any]) -> Target:
     """Return the server that this Sentinel takes for the master now."""
     keywords = {"password": None, "username": None, **dict(options.get("sentinel_kwargs") or {})}
     asked = replace(target, db=0, username=keywords["username"], password=keywords["password"], master_name="")
-    connection = _factory(asked)(**_keywords(asked, timeout))
-    try:
-        connection.connect()
-        connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.master_name)
-        answer = connection.read_response()
-    finally:
-        connection.disconnect()
+    answer = ask(asked, timeout, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.master_name)
     if not answer:
-        raise OperationalError(f"the Sentinel at {target.name} knows no master named {target.master_name!r}")
-    host, port = (part.decode() if isinstance(part, bytes) else str(part) for part in answer)
+        raise OperationalError(f"this Sentinel knows no master named {target.master_name!r}")
+    host, port = answer
     return replace(target, host=host, port=int(port), master_name="")

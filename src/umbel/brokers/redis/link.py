@@ -1,4 +1,4 @@
-"""A connection that packs, sends and reads with hiredis directly; redis-py opens it and negotiates.
+"""A connection that packs, sends and reads with hiredis directly.
 
 The high-level client of redis-py costs more time per command than the server does, and hides the push messages of
 client tracking, which end our waits.
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha1
 from pkgutil import get_data
 from typing import Any, Final, NoReturn
@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 import hiredis
 
 from umbel.brokers.redis.client import Source, Unconfirmed, unreachable
-from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
+from umbel.exceptions import BrokerError, OperationalError
 
 Word = str | bytes | int | float
 
@@ -51,8 +51,6 @@ _UNAVAILABLE: Final = frozenset(
 # The server behind the address is no longer the one that takes writes.
 _MOVED: Final = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN"})
 
-if not hasattr(hiredis, "PushNotification"):
-    raise ImproperlyConfigured(f"Redis needs hiredis 3.2 or newer, not {hiredis.__version__}: pip install -U hiredis")
 _Push: Final[Any] = hiredis.PushNotification
 # hiredis declares its argument as a tuple of one word.
 pack: Final[Callable[[tuple[Word, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
@@ -78,7 +76,6 @@ class Link:
 
     __slots__ = (
         "_buffer",
-        "_connection",
         "_hurried",
         "_on_open",
         "_on_push",
@@ -103,7 +100,6 @@ class Link:
         self.timeout = timeout or source.socket_timeout
         self._on_open = on_open
         self._on_push = on_push
-        self._connection: Any = None
         self._sock: Any = None
         self._poll: Any = None  # of that socket
         self._plain = False  # its timeouts are the kernel's
@@ -218,9 +214,7 @@ class Link:
         """Connect now, if not connected."""
         if self._sock is not None:
             return
-        connection = self._source.connect(self.timeout)
-        self._connection = connection
-        self._sock = connection._sock
+        self._sock = self._source.connect(self.timeout)
         self._plain = _KERNEL_TIMEOUTS and not hasattr(self._sock, "pending")
         if self._plain:
             self._sock.settimeout(None)
@@ -248,10 +242,12 @@ class Link:
 
     def drop(self) -> None:
         """Give up the connection; the next command makes a new one."""
-        connection, self._connection = self._connection, None
+        sock = self._sock
         self._sock = self._reader = self._poll = None
-        if connection is not None:
-            connection.disconnect()
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     close = drop
 
