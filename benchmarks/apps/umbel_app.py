@@ -1,6 +1,5 @@
 """The benchmark's tasks for Umbel."""
 
-import asyncio
 import os
 import time
 
@@ -17,8 +16,3 @@ def noop() -> None:
 @app.task(name="work")
 def work(seconds: float) -> None:
     time.sleep(seconds)
-
-
-@app.task(name="nap")
-async def nap(seconds: float) -> None:
-    await asyncio.sleep(seconds)
