@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench docs servers format clean
+.PHONY: help demo test faults check bench docs servers format clean
 
 help:  ## Show these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,7 +22,11 @@ servers:
 	@sh .ci/servers
 
 test: $(STAMP) servers  ## Run the tests (starts private servers on free loopback ports)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+faults: $(STAMP) servers  ## Kill, stop and cut off real workers, and print what came of it (ten minutes)
+	UMBEL_MACHINE_EXAMPLES=300 UMBEL_MACHINE_STEPS=60 $(BIN)/python -m pytest -m "" \
+		tests/faults tests/unit/test_lease_model.py tests/properties/test_broker_machine.py
 
 check: $(STAMP)  ## Format check, lint, types, layers
 	$(BIN)/ruff format --check src tests examples benchmarks

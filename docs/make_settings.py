@@ -33,13 +33,20 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
   "as if not set", unless the type says `none`. What cannot be read is an error.
 * **Seconds** may also be given as a `timedelta`.
 * **No effect yet.** A setting without a mark in the last column is accepted and does nothing in this version;
-  `umbel report` lists the ones that you set.
+  `umbel report` lists the ones that you set, and the transport options that the driver does not read.
+"""
+
+BROKER = """
+[Connections](connections.md) says which URLs there are, what a list of them does, how `broker_read_url` differs from
+`broker_write_url`, and which transport options do something.
 """
 
 RESULTS = """
 Without `result_backend` results are not stored, as in Celery. There is one exception: an app without `broker_url` too
 keeps messages and results in the same SQLite file.
 """
+
+NOTES = {"Broker": BROKER, "Results": RESULTS}
 
 
 def render() -> str:
@@ -50,8 +57,7 @@ def render() -> str:
         parts.append(f"\n## {title}\n\n| setting | type | default | old name | meaning | effect |\n")
         parts.append("|---|---|---|---|---|---|\n")
         parts += [_line(row) for row in rows]
-        if title == "Results":
-            parts.append(RESULTS)
+        parts.append(NOTES.get(title, ""))
     return "".join(parts)
 
 

@@ -9,14 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "umbel"
 
 LAYERS: list[set[str]] = [
     {"exceptions", "states", "clock", "retry", "schedules", "message", "serialization", "compression", "remote",
-     "saferepr", "jsoncodec", "envelope", "writing"},
+     "saferepr", "jsoncodec", "envelope", "writing", "template", "signing"},
     {"interfaces"},
     {"brokers", "backends"},
     {"settings", "setting_rows", "setting_values", "setting_names", "setting_sources", "drivers", "routing",
-     "signals", "current", "context", "registry", "loading", "app", "configuring", "connecting", "declaring",
-     "defining", "bound", "handlers", "composing", "eager", "retrying", "task", "signature", "canvas", "publishing",
-     "result", "asyncresult", "groupresult", "listening", "meta", "waiting", "tracing", "events", "control",
-     "asyncio", "utils"},
+     "signals", "current", "context", "registry", "loading", "app", "configuring", "connecting", "connection_options",
+     "splitting", "declaring", "defining", "bound", "handlers", "composing", "eager", "retrying", "task", "signature",
+     "canvas", "publishing", "result", "asyncresult", "groupresult", "listening", "meta", "waiting", "tracing",
+     "security", "events", "control", "revoking", "asyncio", "utils", "dead"},
     {"worker", "beat"},
     {"cli", "dashboard", "testing", "contrib", "celery", "__main__"},
 ]  # fmt: skip

@@ -32,6 +32,18 @@ def lookup(key):
     return {}[key]
 
 
+class Adder(app.Task):
+    """A task may be a class; what it needs is a name and ``run``."""
+
+    name = "Adder"
+
+    def run(self, a, b):
+        return a + b
+
+
+adder = app.register_task(Adder())
+
+
 @app.task(bind=True)
 def describe(self, x, y):
     logger.info("request: %s", self.request.id)

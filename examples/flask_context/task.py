@@ -11,7 +11,8 @@ lg = get_task_logger(__name__)
 celery = init_celery(create_app(os.getenv("FLASK_CONFIG", "default")))
 
 
-@celery.task
+# Named here: run as a script, this module is called __main__, and the task would get another name than the worker's.
+@celery.task(name="pmr.log_it")
 def log_it(num1, num2):
     msg = num1 + num2
     print(msg)
@@ -25,5 +26,5 @@ def greeting():
 
 
 if __name__ == "__main__":
-    task = log_it.apply_async(args=[10, 20], countdown=10)
+    task = log_it.apply_async(args=[10, 20], countdown=float(os.getenv("COUNTDOWN", "10")))
     print(task.id)

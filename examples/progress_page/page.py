@@ -25,7 +25,7 @@ def status(task_id: str) -> Response:
     task = long_task.AsyncResult(task_id)
     state, info = task.state, task.info
     if state == "PENDING":
-        answer = {"state": state, "current": 0, "total": 1, "status": "Waiting..."}
+        answer = {"state": state, "current": 0, "total": 1, "status": "Waiting for a worker"}
     elif state == "FAILURE":
         answer = {"state": state, "current": 1, "total": 1, "status": str(info)}
     else:

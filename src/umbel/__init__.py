@@ -11,7 +11,7 @@ TYPE_CHECKING = False  # typing's own would cost more to import than all the res
 if TYPE_CHECKING:
     from typing import Any
 
-    from umbel.app import Celery, Umbel, current_app, current_task, shared_task
+    from umbel.app import Celery, Umbel, shared_task
     from umbel.result import (
         AsyncResult,
         EagerResult,
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from umbel.signature import Signature, maybe_signature, signature, subtask
     from umbel.task import Task
     from umbel.utils.identity import uuid
+
+    # Proxies of these.
+    current_app: Umbel
+    current_task: Task
 
 __all__ = [
     "AsyncResult",

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 from umbel import current, signals
 from umbel.asyncresult import AsyncResult
 from umbel.configuring import Configuring
 from umbel.connecting import Connecting
+from umbel.control import Control
 from umbel.current import current_app, current_task
+from umbel.dead import Dead
 from umbel.declaring import Declaring, shared_task
-from umbel.exceptions import AlwaysEagerIgnored
+from umbel.exceptions import AlwaysEagerIgnored, ImproperlyConfigured
 from umbel.groupresult import GroupResult, ResultSet
 from umbel.loading import caller_file, symbol_by_name
 from umbel.publishing import Dispatch, check_outcome, prepare
+from umbel.setting_names import canonical, mistake
+from umbel.setting_rows import ROWS
 from umbel.signature import Signature, signature
 from umbel.utils.identity import uuid
+from umbel.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from umbel.interfaces import Published
 
 __all__ = ["Celery", "Umbel", "current_app", "current_task", "shared_task"]
+
+R = TypeVar("R")
 
 #: How many messages of a bulk go to the broker in one step.
 BATCH = 500
@@ -73,6 +81,8 @@ class Umbel(Declaring, Configuring, Connecting):
         self.fixups = list(fixups or ())
         self._components = {"loader": loader, "amqp": amqp, "events": events, "log": log, "control": control}
         self.on_after_fork = signals.Signal(name="app.on_after_fork")
+        if kwargs:
+            _check_options(kwargs, namespace)
         given = {"broker_url": broker, "result_backend": backend, "include": include, **kwargs}
         settings = {**(changes or {}), **{key: value for key, value in given.items() if value is not None}}
         self._declare(tasks, task_cls, autofinalize)
@@ -109,6 +119,10 @@ class Umbel(Declaring, Configuring, Connecting):
         dispatch.send(self)
         return cast("AsyncResult[Any]", dispatch.result(self))
 
+    @overload
+    def send_many(self, calls: Iterable[Signature[R]], **options: Any) -> list[AsyncResult[R]]: ...
+    @overload
+    def send_many(self, calls: Iterable[Any], **options: Any) -> list[AsyncResult[Any]]: ...
     def send_many(self, calls: Iterable[Any], **options: Any) -> list[AsyncResult[Any]]:
         """Send many tasks, 500 in one step of the broker, and return their result objects in order.
 
@@ -181,6 +195,16 @@ class Umbel(Declaring, Configuring, Connecting):
     # -- its life ------------------------------------------------------------------------------------------------
 
     @cached_property
+    def dead(self) -> Dead:
+        """The dead letters of this app's broker."""
+        return Dead(self)
+
+    @cached_property
+    def control(self) -> Any:
+        """What can be asked of the workers: :class:`umbel.control.Control`."""
+        return symbol_by_name(self._components["control"] or Control)(self)
+
+    @cached_property
     def oid(self) -> str:
         """An id of this app."""
         return uuid()
@@ -222,6 +246,15 @@ class Umbel(Declaring, Configuring, Connecting):
 
 
 Celery = Umbel
+
+
+def _check_options(options: Iterable[str], namespace: str | None) -> None:
+    """Refuse a keyword that is neither a parameter nor a setting: ``borker=`` must not mean the default broker."""
+    for name in options:
+        if canonical(name, namespace) is None and mistake(name, namespace) is None:
+            known = [*inspect.signature(Umbel.__init__).parameters, *ROWS]
+            advice = did_you_mean(name, known) or "; a value of your own belongs into app.conf.update({...})"
+            raise ImproperlyConfigured(f"unknown option {name!r} in the constructor{advice}")
 
 
 def _unpickle(

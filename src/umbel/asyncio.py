@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -24,6 +25,10 @@ async def run(call: Callable[[], T]) -> T:
 
     If the coroutine is cancelled the call goes on, and what it returns or raises is dropped.
     """
+    # Programs without coroutines never need these, and asyncio takes longer to import than all of Umbel's core.
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
     if _Process.pool is None:
         _Process.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="umbel-publish")
     return await asyncio.get_running_loop().run_in_executor(_Process.pool, copy_context().run, call)

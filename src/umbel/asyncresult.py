@@ -20,6 +20,7 @@ from umbel.utils.graph import DependencyGraph
 from umbel.waiting import Waiter, waiter_for
 
 R = TypeVar("R")
+V = TypeVar("V")
 
 NO_BACKEND = "No result backend is configured.\nPlease see the documentation for more information."
 _EAGER = (
@@ -45,15 +46,15 @@ class ResultBase:
     parent: Any = None
 
 
-class _Field:
+class _Field(Generic[V]):
     """One value of the stored meta, read when it is asked for."""
 
     def __init__(self, key: str, doc: str) -> None:
         self.key = key
         self.__doc__ = doc
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else instance._get_task_meta().get(self.key)
+    def __get__(self, instance: Any, owner: type | None = None) -> V:
+        return cast(V, self if instance is None else instance._get_task_meta().get(self.key))
 
 
 class _Reference(ResultBase):
@@ -141,18 +142,18 @@ class _Reference(ResultBase):
 class _Stored(_Reference):
     """What the backend has about the task. Every attribute reads it until the state is final."""
 
-    traceback = _Field("traceback", "The traceback of a failed task as text, or None.")
-    children = _Field("children", "The results of the tasks that this one has sent, or None.")
-    name = _Field("name", "The task's name, with ``result_extended``.")
-    args = _Field("args", "The positional arguments, with ``result_extended``.")
-    kwargs = _Field("kwargs", "The keyword arguments, with ``result_extended``.")
-    worker = _Field("worker", "The worker that ran it, with ``result_extended``.")
-    retries = _Field("retries", "How often it was retried, with ``result_extended``.")
-    queue = _Field("queue", "The queue it came from, with ``result_extended``.")
-    result = _Field("result", "The return value, the exception of a failed task, or what ``update_state`` was given.")
-    info = _Field("result", "The same as ``result``.")
-    state = _Field("status", "The state; PENDING if nothing is stored.")
-    status = _Field("status", "The same as ``state``.")
+    traceback = _Field[str | None]("traceback", "The traceback of a failed task as text, or None.")
+    children = _Field[list[Any] | None]("children", "The results of the tasks that this one has sent, or None.")
+    name = _Field[str | None]("name", "The task's name, with ``result_extended``.")
+    args = _Field[Any]("args", "The positional arguments, with ``result_extended``.")
+    kwargs = _Field[Any]("kwargs", "The keyword arguments, with ``result_extended``.")
+    worker = _Field[str | None]("worker", "The worker that ran it, with ``result_extended``.")
+    retries = _Field[int | None]("retries", "How often it was retried, with ``result_extended``.")
+    queue = _Field[str | None]("queue", "The queue it came from, with ``result_extended``.")
+    result = _Field[Any]("result", "The value, the exception of a failed task, or what ``update_state`` was given.")
+    info = _Field[Any]("result", "The same as ``result``.")
+    state = _Field[str]("status", "The state; PENDING if nothing is stored.")
+    status = _Field[str]("status", "The same as ``state``.")
 
     @property
     def date_done(self) -> datetime | None:

@@ -6,7 +6,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from umbel.context import Context
 from umbel.current import Frame, app_or_default, frames, get_current_app, pop_frame, push_frame, top_frame
@@ -28,6 +28,9 @@ FROM_CONFIG: Final = {
     "acks_on_timeout": "task_acks_on_timeout",
     "reject_on_worker_lost": "task_reject_on_worker_lost",
     "retry_on_worker_lost": "task_retry_on_worker_lost",
+    "on_lost": "task_on_lost",
+    "dead_letter_exhausted": "task_dead_letter_exhausted",
+    "dead_letter_expired": "task_dead_letter_expired",
     "ignore_result": "task_ignore_result",
     "store_eager_result": "task_store_eager_result",
     "store_errors_even_if_ignored": "task_store_errors_even_if_ignored",
@@ -169,6 +172,9 @@ class BoundTask(Handlers):
     acks_on_timeout: bool = _setting("acks_on_timeout")
     reject_on_worker_lost: bool = _setting("reject_on_worker_lost")
     retry_on_worker_lost: bool = _setting("retry_on_worker_lost")
+    on_lost: str | None = _setting("on_lost")
+    dead_letter_exhausted: bool = _setting("dead_letter_exhausted")
+    dead_letter_expired: bool = _setting("dead_letter_expired")
     ignore_result: bool = _setting("ignore_result")
     store_eager_result: bool = _setting("store_eager_result")
     store_errors_even_if_ignored: bool = _setting("store_errors_even_if_ignored")
@@ -193,7 +199,7 @@ class BoundTask(Handlers):
         if own.get("name") and not own.get("abstract") and not own.get("_decorated") and _has_run(cls):
             _declared[own["name"]] = weakref.ref(cls)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         # A class with a name and a body is a task from its first instance on; a function's task is registered by
         # the decorator, once it is complete.

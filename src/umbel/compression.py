@@ -39,7 +39,7 @@ def decompress(data: bytes, content_type: str, limit: int = DEFAULT_LIMIT) -> by
     """Return the original bytes; DecodeError when they are broken, or more than ``limit`` bytes."""
     codec = _codec(content_type)
     if codec is None:
-        raise DecodeError(f"unknown compression {content_type!r}", content_type, data)
+        raise DecodeError(f"unknown compression {content_type[:100]!r}", content_type, data)
     try:
         plain = codec.decompress(data, limit)
     except (ImproperlyConfigured, MemoryError):

@@ -89,6 +89,21 @@ class Configuring:
                 return value
         return self.conf[default_key]
 
+    def setup_security(
+        self,
+        allowed_serializers: Any = None,
+        key: Any = None,
+        key_password: Any = None,
+        cert: Any = None,
+        store: Any = None,
+        digest: str | None = None,
+        serializer: str = "json",
+    ) -> None:
+        """Sign and verify message bodies with X.509 certificates; see :func:`umbel.security.setup_security`."""
+        from umbel.security import setup_security  # needs the cryptography package
+
+        setup_security(allowed_serializers, key, key_password, cert, store, digest, serializer, app=self)
+
     @property
     def timezone(self) -> tzinfo:
         """The zone of ``conf.timezone``; without one UTC, or this machine's with ``enable_utc`` off."""

@@ -13,19 +13,16 @@ from functools import partial
 from typing import Any, Final
 
 from umbel import current
+from umbel.connection_options import backend_options, broker_options
 from umbel.drivers import Urls, choose, open_backend, open_broker
 from umbel.interfaces import Broker, Clock, Middleware, Outgoing, Published, QueueSpec, ResultBackend, ResultRecord
 from umbel.meta import accepted, decode_meta, encode_meta
 from umbel.publishing import Plan, publish_with_retries
 from umbel.routing import Router
 from umbel.settings import Settings
+from umbel.splitting import SplitBroker
 from umbel.utils.identity import uuid
 from umbel.waiting import Waiter
-
-#: Settings that every broker driver gets as options.
-_BROKER_OPTIONS: Final = (
-    "lease_ttl", "lease_heartbeat", "max_deliveries", "redelivery_backoff", "publish_timeout", "publish_dedupe",
-)  # fmt: skip
 
 _inherited: Final[list[Any]] = []
 
@@ -69,21 +66,31 @@ class Connecting:
         """This process's broker, opened. Raises :exc:`OperationalError` if it cannot be reached."""
         return self._broker if self._broker is not None else self._open_broker()
 
+    @property
+    def connected(self) -> bool:
+        """Whether this process has opened the broker."""
+        return self._broker is not None
+
     def _open_broker(self) -> Broker:
         with self._connecting:
             if self._broker is None:
-                conf = self.conf
-                options: dict[str, Any] = {name: conf[name] for name in _BROKER_OPTIONS}
-                if conf.broker_connection_timeout is not None:
-                    options["socket_connect_timeout"] = conf.broker_connection_timeout
-                if conf.broker_use_ssl:
-                    options["ssl"] = conf.broker_use_ssl
-                options.update(conf.broker_transport_options or {})
-                broker = open_broker(self.urls.write, options=options, clock=self.clock, app_name=self.main or "")
+                broker = self.make_broker()
                 broker.open()
                 current.register_app(self)
                 self._broker = broker
             return self._broker
+
+    def make_broker(self) -> Broker:
+        """Return a new broker by these settings, not connected.
+
+        Where ``broker_read_url`` and ``broker_write_url`` differ it reads at the one and publishes at the other.
+        """
+        urls, options = self.urls, broker_options(self.conf)
+
+        def at(url: Any) -> Broker:
+            return open_broker(url, options=options, clock=self.clock, app_name=self.main or "")
+
+        return at(urls.write) if urls.read == urls.write else SplitBroker(at(urls.read), at(urls.write))
 
     @property
     def backend(self) -> ResultBackend | None:
@@ -93,15 +100,18 @@ class Connecting:
         with self._connecting:
             if self._backend_url is _UNSET:
                 url = self.urls.backend
-                options: dict[str, Any] = dict(self.conf.result_backend_transport_options or {})
-                if self.conf.redis_backend_use_ssl:
-                    options.setdefault("ssl", self.conf.redis_backend_use_ssl)
-                backend = open_backend(url, options=options, clock=self.clock, app_name=self.main or "")
+                backend = self.make_backend()
                 if backend is not None:
                     backend.open()
                     current.register_app(self)
                 self._backend, self._backend_url = backend, url
             return self._backend
+
+    def make_backend(self) -> ResultBackend | None:
+        """Return a new result backend by these settings, not connected; None where results are disabled."""
+        url = self.urls.backend
+        options = backend_options(self.conf, url)
+        return open_backend(url, options=options, clock=self.clock, app_name=self.main or "")
 
     @property
     def waiter(self) -> Waiter:
@@ -200,7 +210,7 @@ class Connecting:
     ) -> Sequence[Published]:
         """Hand messages to the broker in one step, through the middlewares; return one outcome each.
 
-        Tries again by ``task_publish_retry_policy`` (or ``policy``) for ``publish_timeout`` seconds. Raises
+        Tries again by ``task_publish_retry_policy`` (or ``policy``), all within ``publish_timeout`` seconds. Raises
         :exc:`OperationalError` if nothing was queued, :exc:`PublishUnknown` if that cannot be known.
         """
         if policy is None:

@@ -61,6 +61,9 @@ class Context:
     kwargsrepr: str | None = None
     compression: str | None = None
 
+    #: Set by a worker: a number that is greater in each delivery of this message than in those before. A store of
+    #: your own that refuses a lower one than it has seen is safe from an attempt that was given up but still runs.
+    fence: int = 0
     #: Set by a worker: stores a state together with the proof that this attempt still holds its message.
     report_state: Callable[[str, str, Any], None] | None = None
     #: Messages that the settlement of this attempt must publish (a retry asked for with ``throw=False``).
@@ -93,7 +96,9 @@ class Context:
             # None on the wire means that the caller did not say; then the task's own attribute counts.
             fields.pop("ignore_result", None)
         limits = fields.get("timelimit") or (None, None)
-        info = properties.get("delivery_info") or {}
+        info = properties.get("delivery_info")
+        if type(info) is not dict:
+            info = {}
         fields.update(
             id=call.id,
             task=call.task,
@@ -112,6 +117,7 @@ class Context:
             taskset=fields.get("group"),
             called_directly=False,
             hostname=hostname,
+            fence=delivery.fence if delivery is not None else 0,
             correlation_id=properties.get("correlation_id"),
             reply_to=properties.get("reply_to"),
             properties=properties,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
     S = TypeVar("S")
+    T = TypeVar("T", bound=Task[..., Any])
 
     class CoroutineTask(Task[P, R]):
         """A task whose body is a coroutine function: called directly, it returns the coroutine."""
@@ -93,6 +94,10 @@ class Declaring:
         """
         return decorate(self, args, opts)
 
+    @overload
+    def register_task(self, task: T, **options: Any) -> T: ...
+    @overload
+    def register_task(self, task: type[T], **options: Any) -> T: ...
     def register_task(self, task: Any, **options: Any) -> Any:
         """Register an instance of a task class, or the class; return the task. It replaces one of the same name."""
         if inspect.isclass(task):

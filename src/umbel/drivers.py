@@ -8,10 +8,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import itertools
 import os
+import random
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -27,23 +29,38 @@ BACKEND_GROUP = "umbel.backends"
 class _Driver(NamedTuple):
     target: str  # "module:Class"
     extra: str = ""  # what to install, and the library it brings
+    one_url: str = ""  # why it takes no list of URLs
+    reads: frozenset[str] | None = None  # the transport options that do something; None: nobody knows
 
 
+# Options of users alone: those that are settings too are always given, and read under the setting's name.
+_REDIS_CONNECTION = frozenset({
+    "client_name", "credential_provider", "db", "master_name", "password", "sentinel_kwargs", "socket_connect_timeout",
+    "socket_keepalive", "socket_keepalive_options", "socket_timeout", "ssl", "ssl_ca_certs", "ssl_ca_data",
+    "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_ciphers", "ssl_keyfile",
+    "ssl_password", "username",
+})  # fmt: skip
+_REDIS_QUEUES = {"dead_letters", "fanout_patterns", "fanout_prefix", "global_keyprefix", "priority_steps", "sep"}
+_SQLITE = frozenset({"network", "socket_timeout", "synchronous"})
+_ONE_FILE = "there is one file, and nothing to fail over to"
+_ONE_PROCESS = "it lives in this process"
+
+_REDIS = _Driver("umbel.brokers.redis:RedisBroker", "redis", reads=_REDIS_CONNECTION | _REDIS_QUEUES)
 _BROKERS = {
-    "memory": _Driver("umbel.brokers.memory:MemoryBroker"),
-    "sqlite": _Driver("umbel.brokers.sqlite:SqliteBroker"),
-    "redis": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
-    "rediss": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
-    "redis+socket": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
-    "sentinel": _Driver("umbel.brokers.redis:RedisBroker", "redis"),
+    "memory": _Driver("umbel.brokers.memory:MemoryBroker", one_url=_ONE_PROCESS, reads=frozenset()),
+    "sqlite": _Driver("umbel.brokers.sqlite:SqliteBroker", one_url=_ONE_FILE, reads=_SQLITE),
+    **dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), _REDIS),
 }
+_REDIS_RESULTS = _Driver(
+    "umbel.backends.redis:RedisBackend",
+    "redis",
+    one_url="every client must look where the worker stored; for failover use sentinel://",
+    reads=_REDIS_CONNECTION | {"global_keyprefix"},
+)
 _BACKENDS = {
-    "memory": _Driver("umbel.backends.memory:MemoryBackend"),
-    "sqlite": _Driver("umbel.backends.sqlite:SqliteBackend"),
-    "redis": _Driver("umbel.backends.redis:RedisBackend", "redis"),
-    "rediss": _Driver("umbel.backends.redis:RedisBackend", "redis"),
-    "redis+socket": _Driver("umbel.backends.redis:RedisBackend", "redis"),
-    "sentinel": _Driver("umbel.backends.redis:RedisBackend", "redis"),
+    "memory": _Driver("umbel.backends.memory:MemoryBackend", one_url=_ONE_PROCESS, reads=frozenset()),
+    "sqlite": _Driver("umbel.backends.sqlite:SqliteBackend", one_url=_ONE_FILE, reads=_SQLITE),
+    **dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), _REDIS_RESULTS),
 }
 # Celery's other names for the same things.
 _ALIASES = {"socket": "redis+socket", "cache+memory": "memory"}
@@ -65,10 +82,12 @@ _DISABLED = frozenset({"disabled", "disabled://"})
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 # A ";" inside a password is no separator: one that separates is followed by the next scheme.
-_SEPARATOR = re.compile(r"\s*;\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
-_SECRET = re.compile(
-    r"([?&;][^=&#;?]*(?:pass|pwd|token|secret|key|sig|auth|cred)[^=&#;?]*(?<!file)(?<!path)=)[^&#]*", re.IGNORECASE
-)
+_SEPARATOR = re.compile(r";\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
+# Two patterns and not one: a single one would try every place in a long text without an end.
+_PARAMETER = re.compile(r"[?&;]([^=&#;?]*)=")
+_VALUE = re.compile(r"[^&#]*")  # with ";", which may be part of a password
+_SECRET = re.compile(r"pass|pwd|token|secret|key|sig|auth|cred", re.IGNORECASE)
+_NO_SECRET = ("file", "path")
 
 
 # -- opening ---------------------------------------------------------------------------------------------------------
@@ -83,8 +102,9 @@ def open_broker(
 ) -> Broker:
     """Return the broker of a URL. It does not connect yet: :meth:`Broker.open` does.
 
-    Of several URLs the first is used, and the driver finds the others under ``options["alternates"]``; a list of
-    sentinels is one URL. Raises :exc:`ImproperlyConfigured` for an unknown scheme and for a missing library.
+    Of several URLs the first is used, and the driver finds the others under ``options["alternates"]``, to go on to
+    when it cannot connect; a list of sentinels is one URL. Raises :exc:`ImproperlyConfigured` for an unknown scheme,
+    a missing library, and a list where the driver takes one URL.
     """
     return cast(Broker, _build(_BROKER, url, _options(options, app_name), clock))
 
@@ -119,16 +139,67 @@ def _build(kind: _Kind, url: str | Iterable[str], options: dict[str, Any], clock
     urls = split(url)
     if not urls:
         raise ImproperlyConfigured(f"the URL of the {kind.noun} is empty; give one such as redis://localhost:6379/0")
-    scheme = scheme_of(urls[0], noun=kind.noun)
-    if len(urls) > 1 and scheme != "sentinel":
-        options.setdefault("alternates", tuple(urls[1:]))
-    whole = ";".join(urls[1:]) if scheme == "sentinel" else ""
     # Drivers compare schemes as they are written here.
-    whole = f"{scheme}://{_SCHEME.sub('', urls[0], count=1)}" + (f";{whole}" if whole else "")
+    urls = [f"{scheme_of(one, noun=kind.noun)}://{_SCHEME.sub('', one, count=1)}" for one in urls]
+    scheme = scheme_of(urls[0])
     driver = kind.known.get(scheme) or _third_party(kind, scheme)
     if driver is None:
         raise ImproperlyConfigured(_unknown(kind, scheme))
+    whole = urls[0]
+    if scheme == "sentinel":
+        whole = ";".join(urls)
+    elif len(urls) > 1:
+        if driver.one_url:
+            raise ImproperlyConfigured(f"the {kind.noun} {scheme}:// takes one URL, not a list: {driver.one_url}")
+        options.setdefault("alternates", tuple(urls[1:]))
     return _construct(driver, scheme, whole, options, clock)
+
+
+def unread(url: str | Iterable[str] | None, options: Mapping[str, Any], *, results: bool = False) -> list[str]:
+    """Return the names of the transport options that do nothing at this URL; none where nobody can tell.
+
+    >>> unread("redis://", {"visibility_timeout": 3600, "global_keyprefix": "shop:"})
+    ['visibility_timeout']
+    """
+    urls = split(url or "")
+    driver = (_BACKENDS if results else _BROKERS).get(scheme_of(urls[0])) if urls and "://" in urls[0] else None
+    return [] if driver is None or driver.reads is None else sorted(set(options) - driver.reads)
+
+
+def failover(strategy: Any) -> Callable[[Sequence[str]], Iterator[str]]:
+    """Return the function from a list of URLs to the order of trying them that ``broker_failover_strategy`` names.
+
+    ``round-robin`` (as it is where nothing is said) and ``shuffle`` are known by name; else it is a function of
+    one's own, or ``module:function``. Raises :exc:`ImproperlyConfigured` for anything else.
+    """
+    if strategy is None:
+        return itertools.cycle
+    if isinstance(strategy, str) and strategy in _STRATEGIES:
+        return _STRATEGIES[strategy]
+    if isinstance(strategy, str):
+        module, _, name = strategy.replace(":", ".").rpartition(".")
+        try:
+            strategy = getattr(importlib.import_module(module), name)
+        except (ImportError, ValueError, AttributeError):
+            strategy = strategy or "''"
+    if not callable(strategy):
+        raise ImproperlyConfigured(
+            f"broker_failover_strategy is {strategy!r}; use {' or '.join(_STRATEGIES)}, or a function from a list of "
+            "URLs to an iterator of them"
+        )
+    found: Callable[[Sequence[str]], Iterator[str]] = strategy
+    return found
+
+
+def _shuffled(urls: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from random.sample(urls, len(urls))
+
+
+_STRATEGIES: Mapping[str, Callable[[Sequence[str]], Iterator[str]]] = {
+    "round-robin": itertools.cycle,
+    "shuffle": _shuffled,
+}
 
 
 def _construct(driver: _Driver, scheme: str, url: str, options: Mapping[str, Any], clock: Clock) -> object:
@@ -233,7 +304,14 @@ def _holds_password(rest: str) -> bool:
 
 
 def _mask_query(text: str, hidden: str) -> str:
-    return _SECRET.sub(lambda found: found.group(1) + hidden, text)
+    shown, at = "", 0
+    while found := _PARAMETER.search(text, at):
+        shown += text[at : found.end()]
+        at = found.end()
+        if _SECRET.search(found[1]) and not found[1].lower().endswith(_NO_SECRET):
+            shown += hidden
+            at = _VALUE.match(text, at).end()  # type: ignore[union-attr]
+    return shown + text[at:]
 
 
 # -- which URLs an app uses ------------------------------------------------------------------------------------------

@@ -12,15 +12,69 @@ import msgspec
 from umbel.exceptions import DecodeError, EncodeError
 from umbel.jsoncodec import decode_extra, encode_strict, explain_parts, may_have_tags
 
+_PARTS: Final = ("body", "content_type", "content_encoding", "headers", "properties")
 
-class Message(msgspec.Struct, kw_only=True):
-    """One message as a broker carries it: readable headers and an opaque body."""
 
+class Message:
+    """One message as a broker carries it: readable headers and an opaque body.
+
+    ``raw`` is its envelope, where that is written already and nobody has looked inside.
+    """
+
+    __slots__ = (*_PARTS, "raw")
+    raw: bytes | None
     body: bytes
-    content_type: str = "application/json"
-    content_encoding: str = "utf-8"
-    headers: dict[str, Any] = msgspec.field(default_factory=dict)
-    properties: dict[str, Any] = msgspec.field(default_factory=dict)
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        body: bytes,
+        content_type: str = "application/json",
+        content_encoding: str = "utf-8",
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> None:
+        self.raw = None
+        self.body = body
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.headers = {} if headers is None else headers
+        self.properties = {} if properties is None else properties
+
+    @classmethod
+    def sealed(cls, raw: bytes) -> Message:
+        """Return the message of an envelope, which is read when a part is asked for. Raises nothing here."""
+        message = cls.__new__(cls)
+        message.raw = raw
+        return message
+
+    def replace(self, **parts: Any) -> Message:
+        """Return a copy with other parts. The rest is shared with this one."""
+        return Message(**{part: parts[part] if part in parts else getattr(self, part) for part in _PARTS})
+
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not there: a part of a sealed message.
+        if name not in _PARTS or self.raw is None:
+            raise AttributeError(f"a Message has no {name!r}")
+        opened = decode_envelope(self.raw)
+        for part in _PARTS:
+            setattr(self, part, getattr(opened, part))
+        self.raw = None  # from here on it may be changed
+        return getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return all(getattr(self, part) == getattr(other, part) for part in _PARTS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Message({', '.join(f'{part}={getattr(self, part)!r}' for part in _PARTS)})"
 
 
 class _Envelope(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
@@ -38,6 +92,8 @@ _SCALARS: Final = frozenset({str, int, bool, type(None)})
 
 def encode_envelope(message: Message) -> bytes:
     """Return the message as kombu's JSON envelope, with the body in base64. EncodeError for headers JSON has not."""
+    if message.raw is not None:
+        return message.raw
     headers = message.headers
     properties = message.properties
     if properties.get("body_encoding") != "base64":

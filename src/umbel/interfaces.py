@@ -8,7 +8,7 @@ letters, or settled. Every method that moves a message moves it in one atomic st
     in flight ──settle(ack)──> gone, with its result and follow-ups
               ──settle(requeue)──> head of its queue
               ──settle(delay)──> schedule        ──settle(park)──> gate
-              ──settle(dead)──> dead letters
+              ──settle(dead)──> dead letters ──revive──> tail of its queue   ──discard──> gone
               ──release, reap──> head of its queue, or the ends with a verdict
     schedule ──due──> queue                      gate ──freed──> queue
 
@@ -56,6 +56,12 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     unique: str | None = None  # refused as a duplicate while this key is taken
     unique_ttl: float | None = None  # seconds after which the key frees itself
     gate: str | None = None  # waits at this gate until it is freed
+    attempt: str = ""  # tells apart the publishes of one task id that are not repeats of each other, such as retries
+
+    @property
+    def repeat_key(self) -> str:
+        """The name under which a repeat of this publish is recognised."""
+        return f"{self.task_id}\n{self.attempt}" if self.attempt else self.task_id
 
 
 class PublishStatus(enum.Enum):
@@ -137,6 +143,7 @@ class Dead(msgspec.Struct, frozen=True):
 
     reason: str
     detail: str = ""
+    traceback: str = ""
 
 
 How = Ack | Requeue | Delay | Park | Dead
@@ -203,6 +210,8 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True):
     beat: int
     node: str = ""
     age: float = 0.0  # seconds since the lease ended, by the store's clock
+    still: float = 0.0  # seconds for which this very beat has been there, by a clock of the observer's own
+    dead: bool = False  # surely, without any clock: such as that the kernel has freed its lock
 
 
 class Reaped(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,15 +230,30 @@ class Place(enum.Enum):
     DEAD = "dead"
 
 
+class Crash(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery that ended with the death of its process."""
+
+    at: datetime
+    consumer: str  # the id of the consumer that held it; it starts with the node name
+    cause: str = ""  # such as "signal 9 (SIGKILL)"
+
+
 class Peeked(msgspec.Struct, frozen=True, kw_only=True):
-    """A message seen without being taken, and why it is where it is (for dead letters)."""
+    """A message seen without being taken, and why it is where it is.
+
+    From ``key`` on the fields are those of dead letters. A key names one dead letter of its queue and is never used
+    again; ``crashes`` holds the latest deliveries that crashed, the oldest first.
+    """
 
     raw: bytes
     queue: str
     message: Message | None = None
+    at: datetime | None = None  # due moment, or when it died
+    key: str = ""
     reason: str = ""
     detail: str = ""
-    at: datetime | None = None  # due moment, or when it died
+    traceback: str = ""
+    crashes: Sequence[Crash] = ()
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -266,6 +290,22 @@ class BrokerFeatures(msgspec.Struct, frozen=True, kw_only=True):
     fanout: bool = False  # has a PubSub that reaches other processes
 
 
+class Survives(enum.IntEnum):
+    """What a confirmed message survives, from least to most."""
+
+    NOTHING = 0  # a crash of whoever keeps it may lose it
+    PROCESS = 1  # a crash of that process, not a power cut
+    POWER_LOSS = 2  # it was on disk when it was confirmed
+
+
+class Durability(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store says of itself: one line for people, and what they should change."""
+
+    survives: Survives
+    text: str
+    advice: Sequence[str] = ()
+
+
 class Broker(ABC):
     """Carries messages between clients and workers. Safe to share between threads; never across a fork."""
 
@@ -286,10 +326,13 @@ class Broker(ABC):
         """Make sure that the queues exist. Never changes a queue that is there."""
 
     @abstractmethod
-    def publish(self, batch: Sequence[Outgoing], *, transaction: object | None = None) -> Sequence[Published]:
+    def publish(
+        self, batch: Sequence[Outgoing], *, transaction: object | None = None, timeout: float | None = None
+    ) -> Sequence[Published]:
         """Hand over the messages in one step and return one outcome each, in order.
 
-        Returning means that the store has confirmed. Raises :exc:`OperationalError` if nothing was queued and
+        Returning means that the store has confirmed. Connecting, sending and that confirmation have ``timeout``
+        seconds together; without it, what the driver was told when it was made. Raises :exc:`OperationalError` if nothing was queued and
         :exc:`PublishUnknown` if that cannot be known. ``transaction`` is an open transaction of the caller's on the
         same database; it is an error where ``features.transactions`` is false, never ignored.
         """
@@ -315,8 +358,16 @@ class Broker(ABC):
         """Return the next messages without taking them."""
 
     @abstractmethod
+    def dead(self) -> DeadLetters:
+        """Return the dead letters of every queue."""
+
+    @abstractmethod
     def pubsub(self) -> PubSub:
         """Return the channel for remote control and events."""
+
+    def durability(self) -> Durability:
+        """Return what the server or the file says about what it keeps, in one round trip or two."""
+        return Durability(survives=Survives.NOTHING, text="this driver does not say what it keeps")
 
     @abstractmethod
     def store(self) -> Store | None:
@@ -329,6 +380,35 @@ class Broker(ABC):
         Where the answer is no, the engine stores a result through the backend before it settles, and settlements
         come without one. May be asked again after a reconnect, and the answer may then differ.
         """
+
+
+class DeadLetters(ABC):
+    """The dead letters of one broker. Safe to share between threads; needs no closing.
+
+    :meth:`Broker.size` and :meth:`Broker.purge` count and discard them by the queue.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def queues(self) -> Sequence[str]:
+        """Return the names of the queues that have dead letters, sorted."""
+
+    @abstractmethod
+    def page(self, queue: str, *, before: str = "", limit: int = 100) -> Sequence[Peeked]:
+        """Return dead letters, the latest first; ``before``, the key of the last one seen, asks for those behind it."""
+
+    @abstractmethod
+    def revive(self, queue: str, letters: Mapping[str, bytes | None]) -> Collection[str]:
+        """Move these letters, by their keys, to the tail of their queue; return the keys that were there.
+
+        One atomic step: a letter is never in both places, and of two callers one moves it. It keeps its priority and
+        starts anew: no crash counts any more and no verdict holds. Bytes beside a key replace the message's own.
+        """
+
+    @abstractmethod
+    def discard(self, queue: str, keys: Collection[str]) -> Collection[str]:
+        """Delete these letters; return the keys that were there. There is no way back."""
 
 
 class Consumer(ABC):
@@ -390,16 +470,28 @@ class Leases(ABC):
         """Keep these alive in one round trip; return the ids that are lost."""
 
     @abstractmethod
-    def release(self, id: str, *, started: Collection[str] = (), verdicts: Mapping[str, Verdict] | None = None) -> int:
+    def release(
+        self,
+        id: str,
+        *,
+        started: Collection[str] = (),
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> int:
         """Give back all that a stopped consumer holds and forget it; return how many messages that was.
 
-        The tags in ``started`` count as crashed deliveries and those in ``verdicts`` go to the ends; the rest
-        returns to the head of its queue in order, its count unchanged. Safe to repeat after a failure.
+        The tags in ``started`` count as crashed deliveries, ``cause`` saying how the process died: they wait for
+        ``redelivery_backoff`` before they come again, or go to the ends after ``max_deliveries`` of them. Those in
+        ``verdicts`` go to the ends, and count where they had a verdict already; the rest returns to the head of its
+        queue in order, its count unchanged. Safe to repeat after a failure.
         """
 
     @abstractmethod
     def suspects(self) -> Sequence[Suspect]:
-        """Return the consumers whose lease is over. Their beat must be seen again, unchanged, before a reap."""
+        """Return the consumers whose lease is over.
+
+        Unless they are surely dead, their beat must be seen again, unchanged, before a reap.
+        """
 
     @abstractmethod
     def reap(self, suspect: Suspect) -> Reaped:
@@ -493,8 +585,12 @@ class ResultBackend(ABC):
         """Store the record unless :func:`umbel.states.replaces` forbids it; say whether it was stored."""
 
     @abstractmethod
-    def fetch(self, task_ids: Collection[str]) -> Mapping[str, bytes]:
-        """Return the encoded metas that exist, in one round trip."""
+    def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
+        """Return the encoded metas that exist, in one round trip.
+
+        ``timeout`` (seconds) bounds how long a store that does not answer is waited for, where that is less than what
+        the driver allows for an answer.
+        """
 
     @abstractmethod
     def watcher(self) -> ResultWatcher:
@@ -561,10 +657,11 @@ class ResultWatcher(ABC):
         """Stop watching these."""
 
     @abstractmethod
-    def receive(self, timeout: float) -> Sequence[tuple[str, bytes]]:
+    def receive(self, timeout: float, *, patience: float | None = None) -> Sequence[tuple[str, bytes]]:
         """Return (task id, encoded meta) of watched tasks that changed, waiting up to the timeout (seconds).
 
-        A change may be reported twice, or late by at most a second; a final state is never missed.
+        ``patience`` (seconds) bounds how long a store that does not answer is waited for, where that is less than
+        what the driver allows for an answer; :exc:`OperationalError` then. A change may be reported twice, or late by at most a second; a final state is never missed.
         """
 
     @abstractmethod
@@ -587,6 +684,7 @@ class Execution(msgspec.Struct, kw_only=True, eq=False):
     task: Any  # the registered task
     reserved_at: float = 0.0  # monotonic seconds
     started_at: float = 0.0  # monotonic seconds; 0 until it starts
+    guard: Any = None  # stands around the body and lets errors in: umbel.tracing.BodyGuard
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,25 +78,29 @@ def decode_extra(fields: dict[str, Any]) -> Any:
         return fields
     decoder = _decoders.get(fields["__type__"])
     if decoder is None:
-        raise ValueError(f"unknown type tag {fields['__type__']!r}; register_type() it in the process that reads it")
+        raise ValueError(
+            f"unknown type tag {fields['__type__']!r:.100}; register_type() it in the process that reads it"
+        )
     return decoder(fields["__value__"])
 
 
-def _make_encoder(allow_nan: bool) -> Callable[[Any], str]:
+def make_encoder(*, allow_nan: bool, sort_keys: bool = False) -> Callable[[Any], str]:
+    """Return an encoder of our types. Lets every error of the values through."""
     # Without the check for circles a circle ends as RecursionError, which is as good, and the rest is faster.
-    slow = json.JSONEncoder(check_circular=False, allow_nan=allow_nan, default=encode_extra).encode
+    slow = json.JSONEncoder(check_circular=False, allow_nan=allow_nan, sort_keys=sort_keys, default=encode_extra).encode
     make: Any = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         return slow
     # JSONEncoder.encode makes one of these for each value, which takes longer than a small value itself.
-    chunks = make(None, encode_extra, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, allow_nan)
+    escape = json.encoder.encode_basestring_ascii
+    chunks = make(None, encode_extra, escape, None, ": ", ", ", sort_keys, False, allow_nan)
     return lambda value: "".join(chunks(value, 0))
 
 
-encode_text: Final = _make_encoder(allow_nan=True)
+encode_text: Final = make_encoder(allow_nan=True)
 """Encode to the text that kombu would write. Lets every error of the values through."""
 
-encode_strict: Final = _make_encoder(allow_nan=False)
+encode_strict: Final = make_encoder(allow_nan=False)
 """The same, with ValueError for NaN and the infinities, which JSON does not have."""
 
 

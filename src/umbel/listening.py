@@ -28,6 +28,9 @@ logger = logging.getLogger("celery.result")
 Items = Sequence[tuple[str, bytes]]
 
 READ_SECONDS: Final = 1.0  # the longest single read, so that a lost wake-up costs no more than this
+# A store that does not answer is waited for until the caller's own deadline, and for this long where that comes sooner:
+# one that is far away must be able to answer at all.
+LEAST_PATIENCE: Final = 1.0
 UNREACHABLE: Final = (OperationalError, BackendGetMetaError)
 
 
@@ -100,10 +103,11 @@ class Listener:
                     self._fresh.discard(task_id)
                     self._stale.add(task_id)
 
-    def next(self, wait: Wait, until: float | None, *, impatient: bool) -> Items:
+    def next(self, wait: Wait, until: float | None, *, deadline: float | None) -> Items:
         """Block until something has come for this caller or the moment ``until`` has passed; return what came.
 
-        An impatient caller gets :exc:`OperationalError` once the backend has been away for too long.
+        Blocks for no longer than ``deadline``, also where the backend does not answer (but see LEAST_PATIENCE). A
+        caller without a deadline gets :exc:`OperationalError` once the backend has been away for too long.
         """
         while not wait.inbox:
             remaining = READ_SECONDS if until is None else min(until - self._clock.monotonic(), READ_SECONDS)
@@ -111,7 +115,7 @@ class Listener:
                 break
             if self._take_lead(wait):
                 try:
-                    self._read(wait, remaining, impatient)
+                    self._read(wait, remaining, deadline)
                 finally:
                     self._give_lead()
             else:
@@ -140,13 +144,13 @@ class Listener:
         if follower is not None:
             follower.event.set()
 
-    def _read(self, wait: Wait, timeout: float, impatient: bool) -> None:
+    def _read(self, wait: Wait, timeout: float, deadline: float | None) -> None:
         """Read once, for everybody. Only the leader calls this."""
         try:
-            items = self._receive(timeout)
+            items = self._receive(timeout, deadline)
         except UNREACHABLE as error:
             self.disconnect()
-            self._pause(wait, error, timeout, impatient)
+            self._pause(wait, error, timeout, impatient=deadline is None)
             return
         except BaseException:
             # Interrupted in the middle of a reply, the connection is of no use any more.
@@ -161,7 +165,8 @@ class Listener:
         for watch, own in routes.items():
             watch.post(own)
 
-    def _receive(self, timeout: float) -> Items:
+    def _receive(self, timeout: float, deadline: float | None) -> Items:
+        patience = self.patience(deadline)
         watcher = self._watcher
         if watcher is None:
             watcher = self._backend().watcher()
@@ -171,7 +176,7 @@ class Listener:
                 self._stale.clear()
                 self._known.clear()
         if not self._fresh and not self._stale:
-            return watcher.receive(timeout)
+            return watcher.receive(timeout, patience=patience)
         with self._lock:
             fresh, stale = self._fresh, self._stale
             self._fresh, self._stale = set(), set()
@@ -183,13 +188,17 @@ class Listener:
             self._known -= stale
         if again:
             # Adding what was never missed may tell nothing new; the watcher must notice first that it is gone.
-            items = watcher.receive(0)
+            items = watcher.receive(0, patience=patience)
         if fresh:
             watcher.add(fresh)
             self._known |= fresh
-        return items or watcher.receive(timeout)
+        return items or watcher.receive(timeout, patience=patience)
 
-    def _pause(self, wait: Wait, error: Exception, timeout: float, impatient: bool) -> None:
+    def patience(self, deadline: float | None) -> float | None:
+        """Return for how many seconds a store may be silent that is asked on behalf of a caller with this deadline."""
+        return None if deadline is None else max(deadline - self._clock.monotonic(), LEAST_PATIENCE)
+
+    def _pause(self, wait: Wait, error: Exception, timeout: float, *, impatient: bool) -> None:
         """Wait before the next attempt, or raise if the backend has been away for too long."""
         now = self._clock.monotonic()
         self._failures += 1
@@ -203,6 +212,11 @@ class Listener:
         pause = exponential_backoff(0.05, self._failures - 2, READ_SECONDS)
         self._clock.wait(wait.event, min(pause, timeout))
         wait.event.clear()
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the connection is there and nobody reads it."""
+        return self._watcher is not None and self._leader is None
 
     def disconnect(self) -> None:
         """Close the connection; the next read opens a new one."""

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from umbel.compression import decompress
+from umbel.compression import DEFAULT_LIMIT, decompress
 from umbel.envelope import Message, decode_envelope, encode_envelope
-from umbel.exceptions import InvalidTaskError
+from umbel.exceptions import DecodeError, InvalidTaskError
 from umbel.jsoncodec import json_loads
 from umbel.saferepr import saferepr
 from umbel.serialization import loads, refusal
@@ -24,6 +24,7 @@ __all__ = [
     "Call",
     "CallHeaders",
     "Message",
+    "checked_id",
     "decode_call",
     "decode_envelope",
     "encode_call",
@@ -58,6 +59,8 @@ class Call(msgspec.Struct, kw_only=True):
     utc: bool = True
 
 
+LONGEST_ID: Final = 255
+LONGEST_NAME: Final = 1024
 _SIGNATURES: Final = ("callbacks", "errbacks", "chain")
 
 
@@ -75,15 +78,16 @@ def read_headers(message: Message, accept: Collection[str] | None = None) -> tup
     return _identity(message, fields)
 
 
-def decode_call(message: Message, accept: Collection[str] | None = None) -> Call:
+def decode_call(message: Message, accept: Collection[str] | None = None, max_size: int = DEFAULT_LIMIT) -> Call:
     """Return the call that a message holds.
 
     ContentDisallowed when the body is of a type that is not accepted; DecodeError when it cannot be read;
     InvalidTaskError when it is read and does not describe a call. The message itself is never changed.
 
     :param accept: serializer names and content types; None for JSON alone.
+    :param max_size: the most bytes that the body may have once it is unpacked; DecodeError for more.
     """
-    payload = _payload(message, accept)
+    payload = _payload(message, accept, max_size)
     if isinstance(payload, dict):
         return _call_from_dict(message, payload)
     headers = message.headers
@@ -94,8 +98,10 @@ def decode_call(message: Message, accept: Collection[str] | None = None) -> Call
     return _call(message, headers, payload)
 
 
-def _payload(message: Message, accept: Collection[str] | None) -> Any:
+def _payload(message: Message, accept: Collection[str] | None, max_size: int = DEFAULT_LIMIT) -> Any:
     body = message.body
+    if len(body) > max_size:
+        raise DecodeError(f"its body has {len(body)} bytes, more than max_message_size ({max_size})", None, body)
     compression = message.headers.get("compression")
     if not compression and message.content_type == "application/json" and (accept is None or "json" in accept):
         return json_loads(body)
@@ -103,7 +109,7 @@ def _payload(message: Message, accept: Collection[str] | None) -> Any:
     if refused is not None:  # before anything of it is unpacked
         raise refused
     if compression:
-        body = decompress(body, str(compression))
+        body = decompress(body, str(compression), max_size)
     return loads(body, message.content_type, message.content_encoding, accept)
 
 
@@ -145,6 +151,9 @@ def _call(message: Message, headers: dict[str, Any], body: Sequence[Any], *, utc
     retries = headers["retries"]
     if type(retries) is not int:
         retries = _integer(task, id, retries)
+    limits = headers["timelimit"]
+    if type(limits) is not list or len(limits) != 2 or limits[0] is not None or limits[1] is not None:
+        _check_limits(task, id, limits)
     eta, expires = headers["eta"], headers["expires"]
     call = Call(
         task=task,
@@ -163,7 +172,9 @@ def _call(message: Message, headers: dict[str, Any], body: Sequence[Any], *, utc
     )
     for name in _SIGNATURES:
         if embed.get(name) is not None:
-            setattr(call, name, _signatures(embed[name]))
+            setattr(call, name, _signatures(task, id, name, embed[name]))
+    if call.chord is not None:
+        _signatures(task, id, "chord", call.chord)
     return call
 
 
@@ -171,31 +182,64 @@ def _identity(message: Message, fields: dict[str, Any]) -> tuple[str, str]:
     task, id = fields.get("task"), fields.get("id")
     if not isinstance(task, str) or not isinstance(id, str) or not task or not id:
         raise _no_task(message, fields)
+    if len(id) > LONGEST_ID or len(task) > LONGEST_NAME or not id.isprintable():
+        # An id goes into logs, keys and pages, where a line break or a terminal's escape would do harm. A name is
+        # only ever shown as it is where a task of this app has it.
+        raise InvalidTaskError(
+            f"task {task!r:.100}[{id!r:.100}]: an id has at most {LONGEST_ID} characters, all of them printable, and a "
+            f"name at most {LONGEST_NAME}"
+        )
     return task, id
 
 
+def checked_id(id: Any) -> Any:
+    """Return the id that a caller wants for a task; ``ValueError`` if a worker would refuse it."""
+    if isinstance(id, str) and (len(id) > LONGEST_ID or not id.isprintable()):
+        raise ValueError(f"task_id must be at most {LONGEST_ID} printable characters, not {id[:100]!r}")
+    return id
+
+
 def _no_task(message: Message, found: Any) -> InvalidTaskError:
-    names = ", ".join(sorted(map(str, message.headers))[:30]) or "none"
+    names = ", ".join(f"{name!r:.40}" for name in sorted(map(str, message.headers))[:30]) or "none"
     return InvalidTaskError(
         f"message is no task: it needs 'task' and 'id' as text, in the headers or in a body that is a mapping "
-        f"(headers: {names}; content type {message.content_type}; found a {type(found).__name__})"
+        f"(headers: {names}; content type {message.content_type:.100}; found a {type(found).__name__})"
     )
 
 
 def _integer(task: str, id: str, value: Any) -> int:
     try:
         return int(value or 0)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidTaskError(f"task {task}[{id}]: retries must be a number, not {value!r:.80}") from error
 
 
 def _moment(task: str, id: str, name: str, value: Any) -> str | None:
-    if isinstance(value, str):
-        return value or None
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, str):
+        if not value:
+            return None
+        try:
+            datetime.fromisoformat(value)
+            return value
+        except ValueError:
+            pass
     raise InvalidTaskError(f"task {task}[{id}]: {name} must be an ISO 8601 text, not {value!r:.80}")
 
 
-def _signatures(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _check_limits(task: str, id: str, value: Any) -> None:
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    if not pair or not all(each is None or isinstance(each, int | float) for each in value):
+        raise InvalidTaskError(
+            f"task {task}[{id}]: timelimit must be two numbers of seconds or null, not {value!r:.80}"
+        )
+
+
+def _signatures(task: str, id: str, name: str, value: Any) -> list[Any]:
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    for each in found:
+        # Looked at before the task runs: afterwards nobody could be told.
+        if not isinstance(each, dict) or not isinstance(each.get("task"), str):
+            raise InvalidTaskError(f"task {task}[{id}]: {name} must hold signatures, not {each!r:.80}")
+    return found

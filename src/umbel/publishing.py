@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import MAXYEAR, UTC, datetime, timedelta, tzinfo
 from typing import Any, Final, cast
 
 import msgspec
@@ -18,11 +18,13 @@ from umbel import signals
 from umbel.current import Frame, worker_frame
 from umbel.drivers import mask
 from umbel.exceptions import BrokerError, OperationalError, PublishUnknown
-from umbel.interfaces import Outgoing, Published, PublishStatus
-from umbel.message import encode_call
+from umbel.interfaces import QUEUED, Outgoing, Published, PublishStatus
+from umbel.message import Message, checked_id, encode_call
 from umbel.routing import Destination
 from umbel.serialization import compress, dumps
 from umbel.signature import as_list
+from umbel.signing import sign_batch
+from umbel.template import Template
 from umbel.utils.identity import uuid
 
 logger = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ class Plan:
     """What is the same for every call of one task while neither the configuration nor the task changes."""
 
     __slots__ = (
-        "check", "defaults", "destination", "eager", "inherits_priority", "name", "plain", "protocol", "retry",
-        "router", "task", "timeout", "timezone", "version",
+        "check", "defaults", "destination", "eager", "inherits_priority", "max_size", "name", "plain", "protocol",
+        "retry", "router", "task", "template", "timeout", "timezone", "version",
     )  # fmt: skip
 
     def __init__(self, app: Any, name: str, task: Any) -> None:
@@ -88,12 +90,16 @@ class Plan:
         self.eager = bool(conf.task_always_eager)
         self.inherits_priority = bool(conf.task_inherit_parent_priority)
         self.protocol: int = conf.task_protocol
+        self.max_size: int = conf.max_message_size
         self.retry: tuple[bool, Mapping[str, Any]] = conf.task_publish_retry, conf.task_publish_retry_policy or {}
-        self.timeout = float((conf.broker_transport_options or {}).get("publish_timeout") or conf.publish_timeout)
+        self.timeout = float(conf.publish_timeout)
         self.timezone: tzinfo = UTC if conf.enable_utc else app.timezone
         if self.destination is not None and defaults.get("expires") is None and not defaults.get("countdown"):
             # What the usual call, one without options, looks like.
             self.plain = _vary(app, self, "", {}, defaults, None)
+        self.template: Template | None = None
+        if self.plain is not None and _form(self.plain[0]) == ("json", None, 2, None):
+            self.template = Template(self.plain[0])
 
     def merge(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of one call: what the caller gave, else the route, else the task, else the settings."""
@@ -116,6 +122,10 @@ class Plan:
         return found
 
 
+def _form(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(fields[name] for name in ("serializer", "compression", "protocol", "headers"))
+
+
 def _delivery_mode(mode: Any) -> int:
     return int({"transient": 1, "persistent": 2, None: 2}.get(mode, mode))
 
@@ -129,7 +139,10 @@ def build(app: Any, name: str, args: Any, kwargs: Any, options: Mapping[str, Any
     """
     plan = app.plan(name)
     frame = worker_frame() if inherit else None
-    return assemble(app, plan, args, kwargs, options, plan.merge(args, kwargs, options), frame)
+    outgoing = assemble(app, plan, args, kwargs, options, plan.merge(args, kwargs, options), frame)
+    if app.conf.security_key is not None:
+        sign_batch(app.conf, (outgoing,), app.clock.time())
+    return outgoing
 
 
 def assemble(
@@ -142,9 +155,12 @@ def assemble(
     frame: Frame | None,
 ) -> Outgoing:
     """Do :func:`build` with what the caller has looked up already."""
-    task_id = options.get("task_id") or uuid()
+    task_id = options.get("task_id")
+    task_id = uuid() if not task_id else checked_id(task_id)
     if plan.plain is not None and not options and frame is None:
         fields, address = plan.plain
+        if plan.template is not None and (message := _written(app, plan.template, task_id, args, kwargs)) is not None:
+            return Outgoing(message=message, task_id=task_id, **address)
     else:
         fields, address = _vary(app, plan, task_id, options, merged, frame)
     message = encode_call(
@@ -156,6 +172,15 @@ def assemble(
         **fields,
     )
     return Outgoing(message=message, task_id=task_id, **address)
+
+
+def _written(app: Any, template: Template, task_id: str, args: Any, kwargs: Any) -> Message | None:
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
+        return None
+    try:
+        return template.write(task_id, args, kwargs, app.thread_oid)
+    except Exception:  # of user code that encodes; encode_call() meets it again, and says which argument it was
+        return None
 
 
 def _vary(
@@ -185,6 +210,7 @@ def _vary(
         "exchange": where.exchange,
         "routing_key": where.routing_key,
         "protocol": plan.protocol,
+        "max_size": plan.max_size,
     }
     address: dict[str, Any] = {
         "queue": where.queue.name,
@@ -198,6 +224,8 @@ def _vary(
         fields["expires"], fields["expiration"] = _expiry(app, plan, task_id, merged["expires"])
     if options:
         fields.update(_callbacks_and_stamps(options, get))
+        if fields["retries"] or fields["replaced_task_nesting"]:
+            address["attempt"] = f"{fields['retries']}\n{fields['replaced_task_nesting']}"
         address.update((key, options[key]) for key in ("unique", "unique_ttl", "gate") if options.get(key) is not None)
     return fields, address
 
@@ -286,10 +314,15 @@ def _moment(value: Any, timezone: tzinfo, what: str) -> datetime:
             raise ValueError(f"{what} must be a datetime or an ISO 8601 text, not {value!r}") from error
     if not isinstance(value, datetime):
         raise ValueError(f"{what} must be a datetime or an ISO 8601 text, not {value!r}")
-    return value if value.tzinfo is not None else value.replace(tzinfo=timezone)
+    moment = value if value.tzinfo is not None else value.replace(tzinfo=timezone)
+    if value.year == MAXYEAR:
+        raise ValueError(f"{what} must be before the year {MAXYEAR}: in another zone {value} may not exist")
+    return moment
 
 
 # -- sending -----------------------------------------------------------------------------------------------------
+
+_LEAST: Final = 0.1  # seconds that an attempt needs, lest it be cut off and its outcome be unknown
 
 
 class Dispatch(msgspec.Struct, eq=False):
@@ -395,28 +428,36 @@ def publish_with_retries(
 ) -> Sequence[Published]:
     """Publish, and try again as the policy says while the broker cannot be reached.
 
-    Starts no attempt after ``timeout`` seconds. Raises :exc:`OperationalError` if nothing was
-    queued and :exc:`PublishUnknown` if that cannot be known.
+    All of it takes no longer than ``timeout`` (seconds). Raises :exc:`OperationalError` if nothing was queued and
+    :exc:`PublishUnknown` if that cannot be known.
     """
+    if app.conf.security_key is not None:
+        # Here and not in assemble(): receivers of before_task_publish and middlewares may change a message.
+        sign_batch(app.conf, batch, app.clock.time())
     started: float = app.clock.monotonic()
+    deadline, left = started + timeout, timeout
     try:
-        return cast(Sequence[Published], app.broker.publish(batch))
+        if not app.connected:
+            _ = app.broker  # connects
+            left = max(deadline - app.clock.monotonic(), _LEAST)
+        return cast(Sequence[Published], app.broker.publish(batch, timeout=left))
     except OperationalError as error:
         failure = error
     unknown = isinstance(failure, PublishUnknown)
     for pause in _pauses(policy) if retry else ():
         # Where a repeated id is not recognised, trying again could queue the task twice.
-        if (unknown and not app.broker.features.dedupe) or app.clock.monotonic() + pause > started + timeout:
+        left = deadline - app.clock.monotonic() - pause
+        if (unknown and not _recognises_repeats(app)) or left < min(_LEAST, timeout / 10):
             break
         if pause:
             app.clock.wait(threading.Event(), pause)
         try:
-            again: Sequence[Published] = app.broker.publish(batch)
+            again: Sequence[Published] = app.broker.publish(batch, timeout=left)
         except OperationalError as error:
             failure = error
             unknown = unknown or isinstance(error, PublishUnknown)
         else:
-            return again
+            return [_own_repeat(*pair) for pair in zip(batch, again, strict=True)] if unknown else again
     where = mask(app.broker_url)
     if unknown:
         raise PublishUnknown(batch[0].task_id, f"broker {where}: {failure}") from failure
@@ -424,6 +465,16 @@ def publish_with_retries(
     raise OperationalError(
         f"cannot send {what} to the broker at {where}: {failure}. Nothing was queued; it is safe to send again."
     ) from failure
+
+
+def _recognises_repeats(app: Any) -> bool:
+    return bool(app.broker.features.dedupe and app.conf.publish_dedupe)
+
+
+def _own_repeat(outgoing: Outgoing, outcome: Published) -> Published:
+    """Return QUEUED where what is there already is what the attempt before left behind."""
+    mine = outcome.status is PublishStatus.DUPLICATE and outcome.detail == outgoing.task_id
+    return QUEUED if mine else outcome
 
 
 def _pauses(policy: Mapping[str, Any]) -> Any:

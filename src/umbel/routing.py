@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -143,6 +143,9 @@ def _spec_of_mapping(value: dict[str, Any]) -> QueueSpec:
     )
 
 
+_LONGEST_NAME: Final = 255
+
+
 class Queues(dict[str, QueueSpec]):
     """The declared queues by name; a missing one is made on demand where ``task_create_missing_queues`` allows it."""
 
@@ -173,6 +176,11 @@ class Queues(dict[str, QueueSpec]):
     def add(self, value: Any) -> QueueSpec:
         """Declare a queue; what it does not say is taken from the defaults. Returns the complete description."""
         spec = queue_spec(value)
+        if not spec.name.isprintable() or len(spec.name) > _LONGEST_NAME:
+            # It becomes a part of keys, and goes into logs and terminals.
+            raise ImproperlyConfigured(
+                f"the name of a queue is at most {_LONGEST_NAME} printable characters, not {spec.name[:100]!r}"
+            )
         changes: dict[str, Any] = {}
         if not spec.exchange:
             changes.update(exchange=self._exchange, exchange_type=self._default_exchange_type)

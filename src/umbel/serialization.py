@@ -7,11 +7,12 @@ otherwise: pickle runs whatever the writer wants. yaml and msgpack are imported 
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Callable, Collection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from umbel.compression import DEFAULT_LIMIT, compress, decompress
-from umbel.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
+from umbel.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured, SecurityError
 from umbel.jsoncodec import encode_text, explain, json_dumps, json_loads, register_type
 from umbel.remote import decode_exception, encode_exception
 
@@ -39,6 +40,7 @@ _RAW: Final = "application/data"
 _ALWAYS_ACCEPTED: Final = frozenset({_RAW, "application/text"})  # handed over as they are, so harmless
 _NOT_TEXT: Final = frozenset({"binary", "ascii-8bit"})
 _PICKLE_PROTOCOL: Final = 4  # kombu's
+_MOST_SPREAD: Final = 64  # values per byte of YAML, and for free
 
 
 class _Serializer(NamedTuple):
@@ -74,7 +76,35 @@ def _encode_yaml(value: Any) -> str:
 
 
 def _decode_yaml(data: bytes) -> Any:
-    return _yaml().safe_load(data)
+    from yaml.constructor import ConstructorError
+
+    loader = _yaml().SafeLoader(data)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # A few hundred bytes of aliases can stand for more values than any memory holds. They are counted as nodes,
+        # before anything is built: a merge ("<<") would already copy them.
+        if _spread(root, {}) > _MOST_SPREAD * (len(data) + _MOST_SPREAD):
+            raise ConstructorError(None, None, "its aliases stand for too many values", root.start_mark)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _spread(node: Any, known: dict[int, float]) -> float:
+    """Return how many nodes a YAML node stands for with its aliases written out; infinity where it holds itself."""
+    found = known.get(id(node))
+    if found is not None:
+        return found
+    known[id(node)] = math.inf  # until it is counted: whoever meets it before is inside it
+    total = 1.0
+    children = node.value if isinstance(node.value, list) else ()
+    for child in children:
+        parts = child if isinstance(child, tuple) else (child,)
+        total += sum(_spread(part, known) for part in parts)
+    known[id(node)] = total
+    return total
 
 
 def _msgpack() -> Any:
@@ -91,7 +121,12 @@ def _encode_msgpack(value: Any) -> bytes:
 
 
 def _decode_msgpack(data: bytes) -> Any:
-    return _msgpack().unpackb(data, raw=False)
+    # Without limits of its own it takes those of the data's length.
+    return _msgpack().unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"it holds an extension type ({code}), which nobody has explained")
 
 
 _by_name: dict[str, _Serializer] = {}
@@ -141,7 +176,7 @@ def dumps(value: Any, serializer: str | None = "json", *, what: str = "the value
         raise ImproperlyConfigured(f"serializer {serializer!r} can only read")
     try:
         data = chosen.encode(value)
-    except (ImproperlyConfigured, EncodeError):
+    except (ImproperlyConfigured, EncodeError, SecurityError):
         raise
     except Exception as error:  # serializers and the hooks of values are user code: anything may come
         raise EncodeError(explain(value, what, chosen.encode, serializer or "json", error)) from error
@@ -178,7 +213,8 @@ def refusal(content_type: str | None, accept: Collection[str] | None, data: byte
     if name in accept:
         return None
     return ContentDisallowed(
-        f"refused to read content of type {content_type}: {name!r} is not in accept_content ({', '.join(accept)})",
+        f"refused to read content of type {content_type:.100}: {name[:100]!r} is not in accept_content "
+        f"({', '.join(accept)})",
         content_type,
         data,
     )
@@ -188,6 +224,8 @@ def loads(
     data: bytes | str, content_type: str | None, content_encoding: str | None, accept: Collection[str] | None = None
 ) -> Any:
     """Return the value; ContentDisallowed when its type is not accepted, DecodeError when it cannot be read.
+
+    A serializer that signs raises SecurityError for what nobody it trusts has signed.
 
     Content of a type that is accepted and has no decoder comes back as text, or as bytes where it is binary.
 
@@ -205,8 +243,8 @@ def loads(
             return decode(raw)
         encoding = (content_encoding or "utf-8").lower()
         return data if encoding in _NOT_TEXT or isinstance(data, str) else codecs.decode(data, encoding)
-    except (ImproperlyConfigured, DecodeError):
+    except (ImproperlyConfigured, DecodeError, SecurityError):
         raise
     except Exception as error:  # what a decoder raises for broken or hostile bytes is not bounded
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DecodeError(f"cannot read content of type {content_type}: {reason}", content_type, raw) from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+        raise DecodeError(f"cannot read content of type {content_type:.100}: {reason}", content_type, raw) from error

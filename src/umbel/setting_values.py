@@ -125,6 +125,13 @@ def _bytes(value: Any) -> bytes | str:
     return value
 
 
+def _keys(value: Any) -> Any:
+    several = value if isinstance(value, (list, tuple)) else (value,)
+    if not several or not all(isinstance(part, (str, bytes, os.PathLike)) and part for part in several):
+        raise TypeError(type(value))
+    return value
+
+
 def _dict(value: Any) -> Mapping[Any, Any]:
     if isinstance(value, str):
         value = json.loads(value)
@@ -191,6 +198,7 @@ READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "float": (_float, "a number, such as 2.5"),
     "int": (_int, "a whole number, such as 4"),
     "int | auto": (_int_or_auto, 'a whole number, such as 4, or "auto"'),
+    "keys": (_keys, 'text or bytes of at least 16 characters, "file:<path>", or a list of them'),
     "list": (_items, "a list, or a string with commas"),
     "numbers": (_numbers, "a list of numbers of at least 0, such as (1, 5, 30)"),
     "positive": (_positive, "a number above 0, such as 2.5"),

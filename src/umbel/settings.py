@@ -12,6 +12,7 @@ A value is looked for in this order; the first that has it wins, whatever was sa
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import re
@@ -19,13 +20,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
-from umbel.drivers import mask
+from umbel.connection_options import unread_options
+from umbel.drivers import mask, split
 from umbel.exceptions import ImproperlyConfigured
 from umbel.setting_names import canonical, mistake
 from umbel.setting_rows import ROWS, Setting
 from umbel.setting_sources import Layer, find, read
+from umbel.signing import keyring_of
 
 __all__ = ["ROWS", "Setting", "Settings", "censor", "check"]
 
@@ -169,9 +172,13 @@ class Settings(MutableMapping[str, Any]):
         return "\n".join(f"{name}: {pformat(value, width=50)}" for name, value in shown.items())
 
     def idle(self) -> list[str]:
-        """Return the settings that were given a value of their own and do nothing in this build."""
+        """Return the settings that were given a value of their own and do nothing in this build.
+
+        So are transport options that the driver does not read: ``broker_transport_options.visibility_timeout``.
+        """
         given = self._stack.given()
-        return sorted(name for name in given if not ROWS[name].effect and self[name] != ROWS[name].default)
+        idle = [name for name in given if not ROWS[name].effect and self[name] != ROWS[name].default]
+        return sorted([*idle, *unread_options(self)])
 
     def seconds(self, name: str) -> float | None:
         """Return a duration as a number, also where it was given as a timedelta."""
@@ -180,13 +187,42 @@ class Settings(MutableMapping[str, Any]):
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that contradict each other. For whoever starts a worker: settings come one by one."""
+    """Refuse settings that contradict each other. For whoever starts a worker: settings come one by one.
+
+    Raises :exc:`ImproperlyConfigured`, saying which and what to write instead.
+    """
     ttl, heartbeat = settings["lease_ttl"], settings["lease_heartbeat"]
     if ttl < 3 * heartbeat:
         raise ImproperlyConfigured(
             f"lease_ttl ({ttl}) must be at least three times lease_heartbeat ({heartbeat}), or one late renewal loses "
             f"a worker's tasks; set lease_ttl to {3 * heartbeat} or more"
         )
+    timeout = _socket_timeout(settings)
+    if timeout >= heartbeat:
+        raise ImproperlyConfigured(
+            f"the broker's socket_timeout ({timeout:g}) must be less than lease_heartbeat ({heartbeat:g}), or one "
+            f"answer that does not come takes the time of the next renewal; lower it in broker_transport_options or "
+            "in the URL, or raise lease_heartbeat and lease_ttl"
+        )
+    soft, hard = settings["task_soft_time_limit"], settings["task_time_limit"]
+    if soft and hard and soft > hard:
+        raise ImproperlyConfigured(
+            f"task_soft_time_limit ({soft:g}) must not be more than task_time_limit ({hard:g}), or no task is ever "
+            "asked to end before it is killed; lower the one or raise the other"
+        )
+    keyring_of(settings)
+
+
+def _socket_timeout(settings: Mapping[str, Any]) -> float:
+    """Return the longest that somebody wrote, or 0; what is no number is for the driver to refuse."""
+    given: list[Any] = [(settings["broker_transport_options"] or {}).get("socket_timeout")]
+    for url in split(settings["broker_read_url"] or ""):
+        given += parse_qs(url.partition("?")[2]).get("socket_timeout", [])
+    found = 0.0
+    for value in given:
+        with contextlib.suppress(TypeError, ValueError):
+            found = max(found, float(value))
+    return found
 
 
 def censor(value: Any, name: str = "") -> Any:

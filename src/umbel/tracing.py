@@ -10,24 +10,28 @@ Nothing here touches a broker or a backend.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import time
 import traceback as traceback_module
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from types import TracebackType
-from typing import Any, cast
+from collections.abc import Callable, Coroutine
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
 from umbel import signals, states
 from umbel.context import Context
-from umbel.exceptions import Ignore, Reject, Retry
+from umbel.exceptions import Ignore, Reject, Retry, Terminated
 from umbel.message import saferepr
+from umbel.utils.text import one_line
+
+if TYPE_CHECKING:
+    import asyncio
 
 # Celery's name for it, so that what users configured for it (levels, filters, Sentry's ignore list) goes on working.
 logger = logging.getLogger("celery.app.trace")
@@ -36,7 +40,9 @@ SUCCEEDED = "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s"
 FAILED = "Task %(name)s[%(id)s] %(description)s: %(exc)s"
 RETRIED = "Task %(name)s[%(id)s] retry: %(exc)s"
 IGNORED = "Task %(name)s[%(id)s] ignored"
+TERMINATED = "Task %(name)s[%(id)s] terminated"
 REJECTED = "Task %(name)s[%(id)s] %(exc)s"
+_LONGEST_REPR = 1 << 16
 
 
 class ExceptionInfo:
@@ -131,18 +137,42 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine task in a thread that has no loop running, on a loop kept for that thread."""
     runner: asyncio.Runner | None = getattr(_runners, "runner", None)
     if runner is None:
+        import asyncio
+
         runner = _runners.runner = asyncio.Runner()
     # A Runner keeps the context of its first run; each task must see its own request.
     return runner.run(coroutine, context=contextvars.copy_context())
 
 
+class BodyGuard(Protocol):
+    """Stands around the body of a task, and may raise errors in it from outside: time limits, termination."""
+
+    def run(self, body: Callable[[], Any]) -> Any:
+        """Run it in this thread and return what it returns."""
+        ...
+
+    def run_async(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """Return a coroutine that does the same on the running loop."""
+        ...
+
+
 class Attempt:
     """One attempt. ``run`` and ``run_async`` never raise for what user code does; use each attempt once."""
 
-    __slots__ = ("app", "args", "context", "hostname", "kwargs", "plan", "started", "token")
+    __slots__ = ("app", "args", "context", "guard", "kwargs", "plan", "started")
 
-    def __init__(self, app: Any, plan: TaskPlan, context: Context, args: Any, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        plan: TaskPlan,
+        context: Context,
+        args: Any,
+        kwargs: dict[str, Any],
+        guard: BodyGuard | None = None,
+    ) -> None:
+        """Prepare; nothing is run. The ``guard`` stands around the body, without the hooks' ends."""
         self.app = app
+        self.guard = guard
         self.plan = plan
         self.context = context
         self.args = args
@@ -156,9 +186,12 @@ class Attempt:
             self.started = time.monotonic()
             try:
                 self._enter()
-                value = self.plan.fun(*self.args, **self.kwargs)
-                if self.plan.is_coroutine or inspect.iscoroutine(value):
-                    value = run_coroutine(value)
+                if self.guard is not None:
+                    value = self._guarded(self.guard)
+                else:
+                    value = self.plan.fun(*self.args, **self.kwargs)
+                    if self.plan.is_coroutine or inspect.iscoroutine(value):
+                        value = run_coroutine(value)
             except BaseException as error:
                 traced = self._failed(error)
             else:
@@ -169,13 +202,16 @@ class Attempt:
 
     async def run_async(self) -> Traced:
         """Run a coroutine task on the running loop. Hooks run on the loop too, so they must not block."""
+        from asyncio import CancelledError
+
         self.plan.task.push_request(self.context)
         try:
             self.started = time.monotonic()
             try:
                 self._enter()
-                value = await cast(Awaitable[Any], self.plan.fun(*self.args, **self.kwargs))
-            except asyncio.CancelledError:
+                body = cast(Coroutine[Any, Any, Any], self.plan.fun(*self.args, **self.kwargs))
+                value = await (body if self.guard is None else self.guard.run_async(body))
+            except CancelledError:
                 # The executor is stopping: whoever cancelled decides what becomes of the message.
                 raise
             except BaseException as error:
@@ -185,6 +221,12 @@ class Attempt:
             return self._leave(traced)
         finally:
             self.plan.task.pop_request()
+
+    def _guarded(self, guard: BodyGuard) -> Any:
+        if self.plan.is_coroutine:
+            return run_coroutine(guard.run_async(self.plan.fun(*self.args, **self.kwargs)))
+        value = guard.run(lambda: self.plan.fun(*self.args, **self.kwargs))
+        return run_coroutine(guard.run_async(value)) if inspect.iscoroutine(value) else value
 
     def _enter(self) -> None:
         task, context = self.plan.task, self.context
@@ -205,6 +247,8 @@ class Attempt:
             # Ctrl+C of an eager call belongs to the caller; worker processes ignore SIGINT.
             if self.context.is_eager:
                 raise error
+        if isinstance(error, Terminated) and not self.context.is_eager:
+            return Traced(state=states.REVOKED, result=error, runtime=runtime)
         return Traced(state=states.FAILURE, result=error, einfo=ExceptionInfo(error), runtime=runtime)
 
     def _leave(self, traced: Traced) -> Traced:
@@ -215,8 +259,10 @@ class Attempt:
                 self._report_failure(traced)
             elif traced.state == states.RETRY:
                 self._report_retry(traced)
+            elif traced.state == states.REVOKED:
+                logger.info(TERMINATED, self._words())
             elif traced.state == states.REJECTED:
-                logger.warning(REJECTED, self._words(exc=str(traced.result)))
+                logger.warning(REJECTED, self._words(exc=_repr(traced.result)))
             else:
                 logger.info(IGNORED, self._words())
             if self.plan.after_return is not None:
@@ -244,7 +290,8 @@ class Attempt:
         if signals.task_success.receivers:
             signals.task_success.send(sender=self.plan.task, result=traced.result)
         if logger.isEnabledFor(logging.INFO) and not self.context.is_eager:
-            text = saferepr(traced.result, self.plan.task.resultrepr_maxsize)
+            # Celery's repr shows strings as they are; a result must not forge lines of the log.
+            text = one_line(saferepr(traced.result, self.plan.task.resultrepr_maxsize), _LONGEST_REPR)
             words = self._words(runtime=traced.runtime, return_value=text)
             logger.info(SUCCEEDED, words, extra={"data": words})
 
@@ -277,12 +324,13 @@ class Attempt:
             self.plan.on_retry(reason, self.context.id, self.args, self.kwargs, traced.einfo)
         if signals.task_retry.receivers:
             signals.task_retry.send(sender=self.plan.task, request=self.context, reason=retry, einfo=traced.einfo)
-        logger.info(RETRIED, self._words(exc=str(retry)))
+        logger.info(RETRIED, self._words(exc=one_line(retry)))
 
     def _words(self, **more: Any) -> dict[str, Any]:
         return {
             "id": self.context.id,
-            "name": self.context.shadow or self.plan.task.name,
+            # It came with the message, unlike the name of a task that this app has.
+            "name": one_line(self.context.shadow) if self.context.shadow else self.plan.task.name,
             "args": self.args,
             "kwargs": self.kwargs,
             "hostname": self.context.hostname,
@@ -292,9 +340,24 @@ class Attempt:
 
 def _repr(error: BaseException) -> str:
     try:
-        return repr(error)
+        return one_line(repr(error), _LONGEST_REPR)
     except Exception as inner:  # the exception's own code runs here
         return f"<unrepresentable {type(error).__name__}: {type(inner).__name__}>"
+
+
+def in_body(frame: FrameType | None) -> bool:
+    """Say whether an error raised in this frame of the running thread would be caught as the task's own."""
+    below = None
+    found = False
+    while frame is not None:
+        if frame.f_code is _RUN:
+            found = below is not None and below not in _OUTSIDE
+        below, frame = frame.f_code, frame.f_back
+    return found
+
+
+_RUN = Attempt.run.__code__
+_OUTSIDE = {Attempt._failed.__code__, Attempt._leave.__code__}
 
 
 def run_eager(task: Any, context: Context, args: Any, kwargs: dict[str, Any], *, throw: bool = False) -> Traced:
@@ -312,7 +375,8 @@ def run_eager(task: Any, context: Context, args: Any, kwargs: dict[str, Any], *,
 
 
 def _loop_running() -> bool:
-    return asyncio._get_running_loop() is not None
+    asyncio = sys.modules.get("asyncio")  # where it was never imported no loop runs
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _in_thread(attempt: Attempt) -> Traced:

@@ -133,8 +133,8 @@ class Waiter:
     ) -> dict[str, Meta]:
         """Block until all of these are in a final state, or ``stop`` says so; return the final metas by id.
 
-        Raises :exc:`TimeoutError` after ``timeout`` seconds; without one, :exc:`OperationalError` if the backend
-        stays away for a minute.
+        Raises :exc:`TimeoutError` after ``timeout`` seconds, or a second at most if that is less and the backend does
+        not answer; without a timeout, :exc:`OperationalError` if the backend stays away for a minute.
 
         :param on_message: called with the meta of every change that is seen, in this thread.
         :param on_interval: called about every ``interval`` seconds, in this thread; what it raises ends the wait.
@@ -164,8 +164,10 @@ class Waiter:
     ) -> Iterator[list[tuple[str, Meta]]]:
         pending = progress.pending
         deadline = None if timeout is None else self._clock.monotonic() + timeout
-        # One round trip tells what is there already, and the watcher's connection is not troubled for it.
-        if pending and (final := progress.take(self._fetch(pending))):
+        # One round trip tells what is there already, and the watcher's connection is not troubled for it. That of a
+        # single result that is probably not there yet would be in vain: the watcher reads it again.
+        lone = len(pending) == 1 and self._listener.at_hand and (timeout is None or timeout > 0)
+        if pending and not lone and (final := progress.take(self._fetch(pending, deadline))):
             yield final
         if pending and (timeout is None or timeout > 0):
             yield from self._listen(progress, deadline, on_interval, interval)
@@ -182,7 +184,7 @@ class Waiter:
         try:
             while pending:
                 tick = None if on_interval is None else self._clock.monotonic() + interval
-                items = listener.next(wait, _earlier(deadline, tick), impatient=deadline is None)
+                items = listener.next(wait, _earlier(deadline, tick), deadline=deadline)
                 if final := progress.take(items):
                     # Before the caller gets control: it may not come back for hours.
                     listener.unregister(wait, watched.difference(pending))
@@ -199,9 +201,9 @@ class Waiter:
         finally:
             listener.unregister(wait, watched)
 
-    def _fetch(self, task_ids: Iterable[str]) -> Iterable[tuple[str, bytes]]:
+    def _fetch(self, task_ids: Iterable[str], deadline: float | None) -> Iterable[tuple[str, bytes]]:
         try:
-            return self._backend().fetch(list(task_ids)).items()
+            return self._backend().fetch(list(task_ids), timeout=self._listener.patience(deadline)).items()
         except UNREACHABLE as error:
             # The listener reads everything again as soon as it has a connection.
             logger.debug("cannot read results: %s", error)
@@ -277,7 +279,7 @@ class Waiter:
             if self._served:
                 # The outer wall of this thread: whatever a driver raises, those who wait must hear of it.
                 try:
-                    self._listener.next(wait, self._clock.monotonic() + READ_SECONDS, impatient=True)
+                    self._listener.next(wait, self._clock.monotonic() + READ_SECONDS, deadline=None)
                 except Exception as error:
                     self._fail_all(error)
                 continue

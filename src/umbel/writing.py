@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, Unpack
 
-from umbel.compression import compress
+from umbel.compression import DEFAULT_LIMIT, compress
 from umbel.envelope import Message
 from umbel.exceptions import EncodeError, ImproperlyConfigured
 from umbel.jsoncodec import encode_text, explain_parts
@@ -56,7 +56,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 }
 ALL_HEADERS: Final = frozenset({"lang", "task", "id", *DEFAULTS})
 _NOTHING: Final = (None, None, None, None)
-_NO_FOLLOW_UPS: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+NO_FOLLOW_UPS: Final = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
 _origin: tuple[int, str] = (0, "")
 
 
@@ -91,6 +91,7 @@ def encode_call(
     routing_key: str = "",
     expiration: float | None = None,
     properties: Mapping[str, Any] | None = None,
+    max_size: int = DEFAULT_LIMIT,
     **about: Unpack[CallHeaders],
 ) -> Message:
     """Return the message that asks for a task to be run.
@@ -102,6 +103,7 @@ def encode_call(
     :param protocol: 1 puts everything into the body, and has no chain and no origin.
     :param expiration: seconds after which the broker may drop it; goes as a text of milliseconds.
     :param properties: more properties; they win over the others.
+    :param max_size: the most bytes of a body before compression; EncodeError for more: no worker would read it.
     """
     args, kwargs = _checked(task, args, kwargs)
     fields = _fields(task, id, args, kwargs, about)
@@ -120,6 +122,11 @@ def encode_call(
         sent.update(properties)
     write_body = _body_v1 if protocol == 1 else _body_v2
     kind, encoding, body = write_body(fields, args, kwargs, (callbacks, errbacks, chain, chord), serializer)
+    if len(body) > max_size:
+        raise EncodeError(
+            f"task {task}: its arguments take {len(body)} bytes, more than max_message_size ({max_size}); "
+            "keep the data in a file or a database and pass where it is"
+        )
     if protocol == 1:
         fields = {}
     if headers:
@@ -171,7 +178,7 @@ def _body_v2(
     embed = _embed(follow_ups)
     try:
         if serializer == "json":
-            after = _NO_FOLLOW_UPS if follow_ups == _NOTHING else encode_text(embed)
+            after = NO_FOLLOW_UPS if follow_ups == _NOTHING else encode_text(embed)
             text = f"[{encode_text(args)}, {encode_text(kwargs) if kwargs else '{}'}, {after}]"
             return "application/json", "utf-8", text.encode("ascii")
         return dumps((args, kwargs, embed), serializer)

@@ -182,12 +182,3 @@ class TestKeys:
     def _statuses(broker: RedisBroker, *ids: str) -> list[PublishStatus]:
         batch: list[Outgoing] = [outgoing(b"x", task_id=id) for id in ids]
         return [answer.status for answer in broker.publish(batch)]
-
-    def test_retries_of_one_id_are_no_repeats(self, closing: Any, redis_url: str) -> None:
-        broker = opened(closing, redis_url)
-        for retries in (0, 1, 2):
-            message = outgoing(b"x", task_id="t")
-            message.message.headers["retries"] = retries
-            assert broker.publish([message])[0].status is PublishStatus.QUEUED
-            assert broker.publish([message])[0].detail == "t"
-            assert broker.publish([message, outgoing(b"y")])[0].detail == "t"

@@ -60,8 +60,19 @@ def test_bars_move_and_end(browser: webdriver.Chrome, tmp_path: Path) -> None:
     )
     try:
         eventually(lambda: _answers(port))
+        browser.get(f"http://127.0.0.1:{port}/")
+        assert browser.find_element(By.ID, "none").is_displayed()
+        start = browser.find_element(By.ID, "start")
+        start.click()
+        eventually(lambda: "Waiting for a worker" in _texts(browser))
         with worker("longtask", "-l", "info", "-c", "3", cwd=home, env=env):
-            _watch(browser, f"http://127.0.0.1:{port}/")
+            start.click()
+            start.click()
+            _watch(browser)
+        flask.terminate()
+        flask.wait(10)
+        start.click()
+        eventually(lambda: "It could not be sent" in _texts(browser))
     finally:
         flask.terminate()
         flask.wait(10)
@@ -72,11 +83,11 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _watch(browser: webdriver.Chrome, url: str) -> None:
-    browser.get(url)
-    start = browser.find_element(By.ID, "start")
-    for _ in range(3):
-        start.click()
+def _texts(browser: webdriver.Chrome) -> str:
+    return " | ".join(line.text for line in browser.find_elements(By.CSS_SELECTOR, ".line"))
+
+
+def _watch(browser: webdriver.Chrome) -> None:
     seen: list[set[str]] = [set(), set(), set()]
     deadline = time.monotonic() + 40
     while len(browser.find_elements(By.CSS_SELECTOR, "li.done")) < 3:
@@ -89,4 +100,5 @@ def _watch(browser: webdriver.Chrome, url: str) -> None:
     assert all(len(widths) > 3 for widths in seen), seen
     texts = [line.text for line in browser.find_elements(By.CSS_SELECTOR, ".line")]
     assert all("Task completed! Result: 32" in text and "100%" in text for text in texts), texts
+    assert not browser.find_element(By.ID, "none").is_displayed()
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -83,8 +83,8 @@ def test_an_unknown_command_is_a_usage_error_that_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--time-limit", "3"],
-        ["--soft-time-limit", "3"],
+        ["--time-limit", "-3"],
+        ["--soft-time-limit", "soon"],
         ["-B"],
         ["--autoscale", "4,1"],
         ["-c", "2", "--nonsense"],
@@ -177,13 +177,13 @@ def test_status_reads_what_workers_left(project: Path) -> None:
 
 def test_report_hides_passwords_and_names_what_does_nothing(project: Path) -> None:
     with open(f"{project}.py", "a") as module:
-        module.write("app.conf.update(redis_password='hush', task_time_limit=3)\n")
+        module.write("app.conf.update(redis_password='hush', worker_state_db='revoked.db')\n")
     result = umbel("-A", str(project), "-b", "redis://:s3cret@localhost/0", "report")
     assert result.exit_code == 0, result.output
     assert "software -> umbel:" in result.stdout
     assert "transport:redis" in result.stdout
     assert "s3cret" not in result.stdout
-    assert "task_time_limit" in result.stdout.splitlines()[-1]
+    assert "worker_state_db" in result.stdout.splitlines()[-1]
 
 
 def test_a_pidfile_is_kept_while_running_and_a_stale_one_replaced(tmp_path: Path) -> None:

@@ -333,7 +333,9 @@ class Failing:
         self.answers = list(answers)
         self.ids: list[str] = []
 
-    def publish(self, batch: Sequence[Outgoing], *, transaction: object = None) -> Sequence[Published]:
+    def publish(
+        self, batch: Sequence[Outgoing], *, transaction: object = None, timeout: float | None = None
+    ) -> Sequence[Published]:
         self.ids.append(batch[0].task_id)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+from collections.abc import Iterator
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import umbel
 from umbel.exceptions import CeleryWarning, ImproperlyConfigured
 from umbel.setting_names import canonical, mistake
 from umbel.setting_rows import CHANGED, OLD_NAMES, ROWS
@@ -18,7 +21,9 @@ from umbel.settings import ENVIRONMENT, Settings, check
 OWN = {
     "lease_ttl", "lease_heartbeat", "lease_sweep", "max_deliveries", "redelivery_backoff", "publish_timeout",
     "publish_confirm", "publish_dedupe", "settle_window", "stuck_after", "durability", "events", "task_on_lost",
-    "worker_processes", "worker_shutdown_timeout",
+    "task_unknown_backoff", "task_dead_letter_exhausted", "task_dead_letter_expired", "worker_processes",
+    "worker_shutdown_timeout", "worker_max_age_per_child", "security_accept_unsigned", "security_max_age",
+    "max_message_size",
 }  # fmt: skip
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -65,6 +70,24 @@ def test_no_name_means_two_settings() -> None:
             assert canonical(spelling, "SHOP") == name
     for old, new in OLD_NAMES.items():
         assert canonical(old) == canonical(old, "CELERY") == new
+
+
+def _read_by(path: Path) -> Iterator[str]:
+    """Yield what a module may read as a setting: ``conf.name``, and strings that are no docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ROWS and "conf" in ast.unparse(node.value):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+def test_a_setting_that_claims_an_effect_is_read_by_somebody() -> None:
+    modules = [path for path in Path(umbel.__file__).parent.rglob("*.py") if path.name != "setting_rows.py"]
+    read = {name for path in modules for name in _read_by(path)}
+    assert [name for name, row in ROWS.items() if row.effect and name not in read] == []
+    assert "s3_bucket" not in read
 
 
 def test_the_page_of_settings_is_current() -> None:
@@ -358,7 +381,41 @@ def test_a_duration_is_a_number_of_seconds() -> None:
     assert conf.seconds("task_time_limit") is None
 
 
-def test_contradicting_leases_are_refused() -> None:
+def test_transport_options_that_nobody_reads_are_told() -> None:
+    conf = Settings({
+        "broker_url": "redis://h;redis://i",
+        "broker_transport_options": {"visibility_timeout": 3600, "global_keyprefix": "shop:", "sep": ":"},
+        "result_backend": "rediss://h",
+        "result_backend_transport_options": {"retry_policy": {}, "socket_timeout": 2},
+    })  # fmt: skip
+    assert conf.idle() == [
+        "broker_transport_options.visibility_timeout",
+        "result_backend_transport_options.retry_policy",
+    ]
+    conf.broker_url = None
+    assert "broker_transport_options.sep" in conf.idle()
+    conf.broker_url = "carrier-pigeon://coop"  # a third party's: nobody here knows what it reads
+    assert conf.idle() == ["result_backend_transport_options.retry_policy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lease_ttl": 20}, r"lease_ttl \(20\).*set lease_ttl to 30"),
+        ({"broker_transport_options": {"socket_timeout": 10}}, r"socket_timeout \(10\).*lease_heartbeat \(10\)"),
+        ({"broker_url": "redis://h/1?socket_timeout=1;redis://i/1?socket_timeout=60"}, r"socket_timeout \(60\)"),
+        ({"lease_heartbeat": 3, "broker_transport_options": {"socket_timeout": "4"}}, r"lease_heartbeat \(3\)"),
+        ({"task_soft_time_limit": 9, "task_time_limit": 8.5}, r"task_soft_time_limit \(9\).*\(8.5\)"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=said) as caught:
+        check(Settings(changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_contradict_is_accepted() -> None:
     check(Settings())
-    with pytest.raises(ImproperlyConfigured, match=r"lease_ttl \(20\).*set lease_ttl to 30"):
-        check(Settings({"lease_ttl": 20}))
+    check(Settings({"task_soft_time_limit": 8, "task_time_limit": 8}))
+    check(Settings({"task_soft_time_limit": 8, "broker_transport_options": {"socket_timeout": 9.5}}))
+    check(Settings({"broker_transport_options": {"socket_timeout": None}}))

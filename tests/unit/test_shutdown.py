@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from umbel.worker.plan import WorkerPlan
-from umbel.worker.shutdown import Shutdown
+from umbel.worker.shutdown import EX_RESTART, Shutdown
 
 PLAN = WorkerPlan(hostname="w@h", pool="prefork", concurrency=1, processes=1, queues=())
 
@@ -68,3 +68,18 @@ def test_other_signals_do_not_stop() -> None:
     shutdown = Shutdown(PLAN)
     shutdown.on_signal(signal.SIGUSR1)
     assert (shutdown.asked.is_set(), shutdown.take_others(), shutdown.take_others()) == (False, [signal.SIGUSR1], [])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "restart", "code"),
+    [([signal.SIGHUP], True, EX_RESTART), ([signal.SIGHUP, signal.SIGTERM], False, 143), ([signal.SIGTERM], False, 0)],
+)
+def test_sighup_without_a_terminal_asks_for_a_new_start(numbers: list[int], restart: bool, code: int) -> None:
+    shutdown = shut(*numbers)
+    assert (shutdown.restart, shutdown.ended(True)) == (restart, code)
+
+
+def test_a_stop_that_could_not_give_everything_back_is_no_success() -> None:
+    assert shut(signal.SIGTERM).ended(False) == 69
+    assert shut(signal.SIGHUP).ended(False) == 69
+    assert shut(signal.SIGQUIT).ended(False) == 1

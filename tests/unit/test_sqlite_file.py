@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from umbel.backends.sqlite import SqliteBackend
 from umbel.brokers.sqlite import SqliteBroker
 from umbel.brokers.sqlite.database import WAL_LIMIT, Database, Session, file_system, refuse_network
 from umbel.clock import SYSTEM_CLOCK
-from umbel.exceptions import ImproperlyConfigured, OperationalError
+from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
 from umbel.interfaces import Leases, Place
 from umbel.testing import FakeClock
 from umbel.testing.broker_base import bodies, outgoing
@@ -141,7 +142,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OperationalError, match="file"):
+    with pytest.raises(ImproperlyConfigured, match="file"):
         SqliteBroker(f"sqlite:///{tmp_path}/file/jobs.db").open()
 
 
@@ -163,6 +164,58 @@ def test_a_transaction_of_the_callers_is_refused(broker: SqliteBroker) -> None:
     with pytest.raises(ImproperlyConfigured):
         broker.publish([outgoing()], transaction=object())
     assert broker.size("q") == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters"),
+    [
+        ("SELECT * FROM nothing", ()),
+        ("SELEKT 1", ()),
+        ("SELECT ?", ()),
+        ("SELECT ?", (object(),)),
+        ("SELECT CAST(x'ff' AS TEXT)", ()),
+        ("INSERT INTO groups VALUES ('g', x'00', NULL), ('g', x'00', NULL)", ()),
+    ],
+)
+def test_what_no_retry_can_help_is_not_called_unreachable(
+    session: Session, statement: str, parameters: tuple[object, ...]
+) -> None:
+    with pytest.raises(BrokerError) as caught, session.write() as tx:
+        tx.execute(statement, parameters).fetchall()
+    assert not isinstance(caught.value, OperationalError)
+
+
+def test_a_file_that_may_only_be_read_is_a_matter_of_configuration(session: Session) -> None:
+    with session.read() as connection:
+        connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(ImproperlyConfigured, match="let this user write"), session.write() as tx:
+        tx.execute("INSERT INTO groups VALUES ('g', x'00', NULL)")
+
+
+def test_a_damaged_file_is_not_tried_again(sqlite_path: Path, sqlite_url: str) -> None:
+    broker = SqliteBroker(sqlite_url)
+    broker.open()
+    broker.close()
+    content = bytearray(sqlite_path.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    sqlite_path.write_bytes(content)
+    with pytest.raises(BrokerError, match=r"damaged.*\.recover") as caught:
+        broker.open()
+        broker.publish([outgoing()])
+    assert not isinstance(caught.value, OperationalError)
+    broker.close()
+
+
+def test_what_another_program_holds_may_be_tried_again(sqlite_path: Path, sqlite_url: str) -> None:
+    session = Database(f"{sqlite_url}?timeout=0.05", {}).session()
+    with contextlib.closing(sqlite3.connect(sqlite_path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="locked"), session.write():
+            pass
+        other.execute("ROLLBACK")
+    with session.write():
+        pass
+    session.close()
 
 
 # -- writing it --------------------------------------------------------------------------------------------------
@@ -228,9 +281,10 @@ def test_a_closed_one_says_so(sqlite_url: str) -> None:
     session = Database(sqlite_url, {}).session()
     session.close()
     session.close()
-    with pytest.raises(OperationalError, match="closed"), session.read():
+    with pytest.raises(BrokerError, match="closed") as caught, session.read():
         pass
-    with pytest.raises(OperationalError, match="closed"), session.write():
+    assert not isinstance(caught.value, OperationalError)  # which would be tried again for ever
+    with pytest.raises(BrokerError, match="closed"), session.write():
         pass
 
 
@@ -262,7 +316,7 @@ def test_nothing_that_was_opened_before_a_fork_works_after_it(broker: SqliteBrok
             lambda: consumer.reserve(1),
             lambda: leases.register("node"),
         ):
-            with pytest.raises(OperationalError, match="fork"):
+            with pytest.raises(BrokerError, match="fork"):
                 use()
         for inherited in (consumer, leases):
             inherited.close()
@@ -286,7 +340,7 @@ def test_nothing_that_was_opened_before_a_fork_works_after_it(broker: SqliteBrok
 @posix
 def test_a_fork_inside_a_transaction_ends_the_file_for_the_child(session: Session, sqlite_url: str) -> None:
     def check() -> None:
-        with pytest.raises(OperationalError, match="inside a transaction"):
+        with pytest.raises(BrokerError, match="inside a transaction"):
             Database(sqlite_url, {}).session()
 
     with session.write() as tx:

@@ -29,9 +29,9 @@ class Watched(MemoryBackend):
         self.reading = threading.Semaphore(0)
         self.on_read: Callable[[], None] = lambda: None
 
-    def fetch(self, task_ids: Collection[str]) -> Mapping[str, bytes]:
+    def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         self.maybe_fail()
-        return super().fetch(task_ids)
+        return super().fetch(task_ids, timeout=timeout)
 
     def maybe_fail(self) -> None:
         if self.failing:
@@ -60,11 +60,11 @@ class Watcher(ResultWatcher):
     def close(self) -> None:
         self.real.close()
 
-    def receive(self, timeout: float) -> Sequence[tuple[str, bytes]]:
+    def receive(self, timeout: float, *, patience: float | None = None) -> Sequence[tuple[str, bytes]]:
         self.backend.on_read()
         self.backend.reading.release()
         self.backend.maybe_fail()
-        return self.real.receive(timeout)
+        return self.real.receive(timeout, patience=patience)
 
 
 @pytest.fixture

@@ -38,12 +38,28 @@ def retried_then_answered(self, succeed_at):
         self.retry(exc=error, countdown=0.1, max_retries=max_retries)
 
 
+@celery.task
+def retried_by_name(succeed_at):
+    """Without ``bind`` the task is at hand under its own name."""
+    try:
+        return unreliable(succeed_at, retried_by_name.request.retries)
+    except Flaky as error:
+        raise retried_by_name.retry(exc=error, countdown=0.1, max_retries=1)
+
+
 class Tasks:
     """A task may be defined inside a class; its ``self`` is then the task."""
 
     @celery.task(bind=True)
     def tenfold(self, x):
         return {"task": self.name, "value": x * 10}
+
+    @celery.task(bind=True)
+    def retried_in_a_class(self, succeed_at):
+        try:
+            return unreliable(succeed_at, self.request.retries)
+        except Flaky as error:
+            raise self.retry(exc=error, countdown=0.1, max_retries=3)
 
 
 def exec_task(x, y):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from umbel.brokers.memory_state import Bell, Shared, location_of, name_of, shared
+from umbel.brokers.memory_bell import Bell
+from umbel.brokers.memory_state import Shared, location_of, name_of, shared
 from umbel.clock import SYSTEM_CLOCK
 from umbel.interfaces import (
     ChordPart,
@@ -45,7 +46,7 @@ class MemoryBackend(ResultBackend):
         with self._shared.lock:
             return self._shared.results.store(record, self.clock.time())
 
-    def fetch(self, task_ids: Collection[str]) -> Mapping[str, bytes]:
+    def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         with self._shared.lock:
             return self._shared.results.fetch(task_ids, self.clock.time())
 
@@ -127,7 +128,7 @@ class MemoryWatcher(ResultWatcher):
             for task_id in task_ids:
                 self._changed.pop(task_id, None)
 
-    def receive(self, timeout: float) -> Sequence[tuple[str, bytes]]:
+    def receive(self, timeout: float, *, patience: float | None = None) -> Sequence[tuple[str, bytes]]:
         if timeout > 0:
             self._clock.wait(self._bell, timeout)
         with self._shared.lock:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Final
 
 from umbel.brokers.redis.client import Source
 from umbel.brokers.redis.layout import CHORD, RESULT, Layout, Results, run_id
-from umbel.brokers.redis.link import Link, LinkPool, Waker, Word, pack
+from umbel.brokers.redis.link import Link, LinkPool, Word, pack
+from umbel.brokers.redis.waker import Waker
 from umbel.clock import SYSTEM_CLOCK
 from umbel.exceptions import BackendStoreError, BrokerError
 from umbel.interfaces import (
@@ -49,9 +50,8 @@ class RedisBackend(ResultBackend):
         self._names.prefix = prefix + "_" if prefix and prefix[-1] not in ":_-." else prefix
 
     def open(self) -> None:
-        """Connect."""
-        if self._pool.closed:
-            self._pool.open()
+        """Let the first use connect: whoever waits for a result has a deadline of its own."""
+        self._pool.closed = False
 
     def close(self) -> None:
         """Give up the shared connections. Watchers have their own."""
@@ -79,11 +79,11 @@ class RedisBackend(ResultBackend):
         with self._pool.link() as link:
             return bool(link.run(RESULT, [self._names.task_key(record.task_id)], args))
 
-    def fetch(self, task_ids: Collection[str]) -> Mapping[str, bytes]:
+    def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         """Return the encoded metas that exist."""
         if not task_ids:
             return {}
-        with self._pool.link() as link:
+        with self._pool.link(timeout) as link:
             values = link.call("MGET", *[self._names.task_key(id) for id in task_ids])
         return {id: value for id, value in zip(task_ids, values, strict=True) if value is not None}
 
@@ -183,6 +183,7 @@ class RedisWatcher(ResultWatcher):
         "_names",
         "_reread_at",
         "_seen",
+        "_waiting",
         "_waker",
         "_woken",
     )
@@ -195,9 +196,11 @@ class RedisWatcher(ResultWatcher):
         self._added: set[str] = set()
         self._discarded: set[str] = set()
         self._woken = False
+        self._waiting = False  # whether a thread receives, which then must hear of what is added
         # Only the receiving thread uses these.
         self._seen: dict[str, int | None] = {}  # watched id -> hash of what was reported last
-        self._changed: dict[str, bytes] = {}
+        # Each push by itself: two reports that come together are two, and on_message hears of both.
+        self._changed: list[tuple[str, bytes]] = []
         self._reread_at = 0.0
 
     def add(self, task_ids: Collection[str]) -> None:
@@ -205,7 +208,9 @@ class RedisWatcher(ResultWatcher):
         with self._lock:
             self._added.update(task_ids)
             self._discarded.difference_update(task_ids)
-        self._waker.set()
+            waiting = self._waiting
+        if waiting:
+            self._waker.set()
 
     def discard(self, task_ids: Collection[str]) -> None:
         """Stop watching these."""
@@ -213,9 +218,20 @@ class RedisWatcher(ResultWatcher):
             self._added.difference_update(task_ids)
             self._discarded.update(task_ids)
 
-    def receive(self, timeout: float) -> Sequence[tuple[str, bytes]]:
+    def receive(self, timeout: float, *, patience: float | None = None) -> Sequence[tuple[str, bytes]]:
         """Return (task id, encoded meta) of watched tasks that changed, waiting up to the timeout (seconds)."""
-        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._waiting = True
+        if patience is not None:
+            self._link.hurry(patience)
+        try:
+            return self._receive(time.monotonic() + timeout)
+        finally:
+            self._waiting = False
+            if self._link.hurried:
+                self._link.relax()
+
+    def _receive(self, deadline: float) -> list[tuple[str, bytes]]:
         while True:
             self._link.open()
             self._update()
@@ -225,11 +241,10 @@ class RedisWatcher(ResultWatcher):
                 self._reread_at = now + _REREAD
             self._update()
             if self._changed or now >= deadline:
-                changed, self._changed = self._changed, {}
-                return [item for item in changed.items() if item[0] in self._seen]
+                changed, self._changed = self._changed, []
+                return [item for item in changed if item[0] in self._seen]
             until = min(deadline, self._reread_at) if self._seen else deadline
-            if self._link.wait(until - now, self._waker):
-                self._link.pump()
+            self._link.listen(until - now, self._waker)
             if self._waker.clear() and self._woken:
                 self._woken = False
                 deadline = now
@@ -250,22 +265,24 @@ class RedisWatcher(ResultWatcher):
             added, self._added = self._added, set()
             discarded, self._discarded = self._discarded, set()
         gone = [id for id in discarded if self._seen.pop(id, id) != id]
-        if gone:
-            # Answered by push messages only.
-            self._link.send(pack(("UNSUBSCRIBE", *map(self._names.task_key, gone))))
+        # Answered by push messages only, so it can go along with what follows.
+        leave = pack(("UNSUBSCRIBE", *map(self._names.task_key, gone))) if gone else b""
         fresh = [id for id in added if id not in self._seen]
         self._seen.update(dict.fromkeys(fresh))
         if fresh:
-            self._read(fresh, subscribe=True)
+            self._read(fresh, subscribe=True, before=leave)
+        elif leave:
+            self._link.send(leave)
 
-    def _read(self, ids: Sequence[str], *, subscribe: bool = False) -> None:
+    def _read(self, ids: Sequence[str], *, subscribe: bool = False, before: bytes = b"") -> None:
         for start in range(0, len(ids), _PAGE):
             page = ids[start : start + _PAGE]
             keys = [self._names.task_key(id) for id in page]
             packed = pack(("MGET", *keys))
             if subscribe:
                 # First, so that nothing falls between the two. Its own answers are push messages.
-                packed = pack(("SUBSCRIBE", *keys)) + packed
+                packed = before + pack(("SUBSCRIBE", *keys)) + packed
+                before = b""
             try:
                 values = self._link.checked(self._link.exchange(packed))
             except BrokerError:
@@ -279,7 +296,7 @@ class RedisWatcher(ResultWatcher):
     def _note(self, id: str, payload: bytes) -> None:
         if id in self._seen and self._seen[id] != (mark := hash(payload)):
             self._seen[id] = mark
-            self._changed[id] = payload
+            self._changed.append((id, payload))
 
     def _opened(self, link: Link) -> None:
         if self._seen:

@@ -72,7 +72,7 @@ class SqliteBackend(ResultBackend):
         with self._open().write() as tx:
             return store_records(tx, [record]) > 0
 
-    def fetch(self, task_ids: Collection[str]) -> Mapping[str, bytes]:
+    def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         """Return the encoded metas that exist."""
         found: dict[str, bytes] = {}
         session = self._open()
@@ -206,7 +206,7 @@ class SqliteWatcher(ResultWatcher):
             self._watched.difference_update(task_ids)
             self._new.difference_update(task_ids)
 
-    def receive(self, timeout: float) -> Sequence[tuple[str, bytes]]:
+    def receive(self, timeout: float, *, patience: float | None = None) -> Sequence[tuple[str, bytes]]:
         """Return (task id, encoded meta) of watched tasks that changed, waiting up to the timeout (seconds)."""
         deadline = time.monotonic() + timeout
         pause = _SHORTEST

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar
 
-from umbel.brokers.memory_state import PRIORITIES, Bell, Entry, Held, Member, Shared, location_of, name_of, shared
+from umbel.brokers.memory_bell import Bell
+from umbel.brokers.memory_dead import MemoryDeadLetters, letters
+from umbel.brokers.memory_state import PRIORITIES, Entry, Held, Member, Shared, location_of, name_of, shared
 from umbel.brokers.memory_store import MemoryPubSub, MemoryStore
 from umbel.clock import SYSTEM_CLOCK
 from umbel.exceptions import LeaseLost
@@ -23,9 +25,11 @@ from umbel.interfaces import (
     BrokerFeatures,
     Clock,
     Consumer,
+    Crash,
     Dead,
     Delay,
     Delivery,
+    Durability,
     Leases,
     Outgoing,
     Park,
@@ -38,6 +42,7 @@ from umbel.interfaces import (
     Settled,
     Settlement,
     StoreLocation,
+    Survives,
     Suspect,
     Verdict,
     VerdictKind,
@@ -45,6 +50,7 @@ from umbel.interfaces import (
 
 _BATCH_BYTES = 1024 * 1024
 _REAP_BATCH = 100
+LOST = Verdict(kind=VerdictKind.LOST, detail="its process died, and it must not run twice")
 
 
 class MemoryBroker(Broker):
@@ -68,7 +74,8 @@ class MemoryBroker(Broker):
         self.name = name_of(url)
         self.clock = clock
         self.lease_ttl = float(options.get("lease_ttl", 30.0))
-        self.max_deliveries: int | None = options.get("max_deliveries", 5)
+        self.max_deliveries: int | None = options.get("max_deliveries", 5) or None
+        self.backoff = tuple(float(pause) for pause in options.get("redelivery_backoff", (1, 5, 30, 120)) or ())
         self.dedupe = float(options.get("publish_dedupe", 120.0) or 0.0)
         self.stores_results = False
         self._shared = shared(self.name)
@@ -84,7 +91,9 @@ class MemoryBroker(Broker):
             for queue in queues:
                 self._shared.messages.lane(queue.name)
 
-    def publish(self, batch: Sequence[Outgoing], *, transaction: object | None = None) -> Sequence[Published]:
+    def publish(
+        self, batch: Sequence[Outgoing], *, transaction: object | None = None, timeout: float | None = None
+    ) -> Sequence[Published]:
         if transaction is not None:
             raise ValueError("the memory broker has no transactions: publish without transaction=")
         with self._shared.lock:
@@ -116,9 +125,7 @@ class MemoryBroker(Broker):
                 if entry.queue == queue:
                     yield Peeked(raw=entry.raw, queue=queue, at=datetime.fromtimestamp(due, UTC))
         elif place is Place.DEAD:
-            for entry, why, at in messages.dead.get(queue, ()):
-                died = datetime.fromtimestamp(at, UTC)
-                yield Peeked(raw=entry.raw, queue=queue, reason=why.reason, detail=why.detail, at=died)
+            yield from letters(messages, queue)
         else:
             for member in self._shared.members.values():
                 for held in member.held.values():
@@ -142,8 +149,19 @@ class MemoryBroker(Broker):
                     member.held = kept
             return count
 
+    def dead(self) -> MemoryDeadLetters:
+        return MemoryDeadLetters(self._shared)
+
     def pubsub(self) -> MemoryPubSub:
         return MemoryPubSub(self._shared, self.clock)
+
+    def durability(self) -> Durability:
+        """Say that nothing outlives the process."""
+        return Durability(
+            survives=Survives.NOTHING,
+            text="this process alone: gone when it ends",
+            advice=["use sqlite:/// or redis:// for tasks that matter"],
+        )
 
     def store(self) -> MemoryStore:
         return MemoryStore(self._shared, self.clock)
@@ -181,7 +199,7 @@ class MemoryConsumer(Consumer):
         size = 0
         for entry in islice(messages.take(self._rotated()), max(limit, 0)):
             if taken and size + len(entry.raw) > _BATCH_BYTES:
-                messages.put_back(entry, crashed=False, limit=None)
+                messages.put_back(entry)
                 break
             size += len(entry.raw)
             taken.append(self._hold(member, entry))
@@ -255,7 +273,10 @@ class MemoryConsumer(Consumer):
                     self._apply(held.pop(tag), settlement, requeued, now)
             # The last one reserved goes back first, so that the first ends up at the head.
             for _, entry, how in sorted(requeued, key=lambda item: item[0], reverse=True):
-                self._shared.messages.put_back(entry, crashed=how.counted, limit=self._broker.max_deliveries)
+                crash = None
+                if how.counted:
+                    crash = Crash(at=datetime.fromtimestamp(now, UTC), consumer=self._id, cause="given back as crashed")
+                self._shared.messages.put_back(entry, crash=crash, limit=self._broker.max_deliveries)
             # A consumer that was taken over learns it from its next reserve, not instead of this answer.
             deliveries = self._reserve(reserve) if reserve > 0 and self._is_live() else []
         return Settled(refused=refused, complete=complete, deliveries=deliveries)
@@ -281,12 +302,15 @@ class MemoryConsumer(Consumer):
         self, held: Held, settlement: Settlement, requeued: list[tuple[int, Entry, Requeue]], now: float
     ) -> None:
         messages, entry, how = self._shared.messages, held.entry, settlement.how
-        for outgoing in settlement.publish:
-            # No window: this happens once, with the ack, and a retry repeats the task id on purpose.
-            messages.publish(outgoing, now, 0.0)
+        # Free before publishing: a retry takes the unique key of its task again.
         for name in settlement.frees:
             messages.free(name)
+        for outgoing in settlement.publish:
+            # No window: this happens once, with the ack, and a retry repeats the task id on purpose.
+            messages.publish(outgoing, now, 0.0, follow_up=True)
         if isinstance(how, Requeue):
+            if how.counted and held.once and entry.verdict is None:
+                entry.verdict = LOST
             requeued.append((settlement.delivery.fence, entry, how))
             return
         if isinstance(how, Delay):
@@ -356,22 +380,34 @@ class MemoryLeases(Leases):
                     member.ends_at = ends_at
         return lost
 
-    def release(self, id: str, *, started: Collection[str] = (), verdicts: Mapping[str, Verdict] | None = None) -> int:
+    def release(
+        self,
+        id: str,
+        *,
+        started: Collection[str] = (),
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> int:
         verdicts = verdicts or {}
         with self._shared.lock:
             member = self._shared.members.pop(id, None)
             if member is None:
                 return 0
             for tag, held in reversed(member.held.items()):
-                self._give_back(held, crashed=tag in started, verdict=verdicts.get(tag))
+                verdict = verdicts.get(tag)
+                # One that was to be ended, and whose process had to be ended instead, must not come round for ever.
+                counts = tag in started or (verdict is not None and held.entry.verdict is not None)
+                self._give_back(held, crash=self._crash(id, cause) if counts else None, verdict=verdict)
             return len(member.held)
 
-    def _give_back(self, held: Held, *, crashed: bool, verdict: Verdict | None) -> None:
-        entry = held.entry
+    def _crash(self, id: str, cause: str) -> Crash:
+        return Crash(at=datetime.fromtimestamp(self._clock.time(), UTC), consumer=id, cause=cause)
+
+    def _give_back(self, held: Held, *, crash: Crash | None, verdict: Verdict | None) -> None:
+        entry, broker = held.entry, self._broker
         if entry.verdict is None:
-            lost = Verdict(kind=VerdictKind.LOST, detail="its process died, and it must not run twice")
-            entry.verdict = verdict or (lost if held.once else None)
-        self._shared.messages.put_back(entry, crashed=crashed, limit=self._broker.max_deliveries)
+            entry.verdict = verdict or (LOST if held.once else None)
+        self._shared.messages.put_back(entry, crash=crash, limit=broker.max_deliveries, pauses=broker.backoff)
 
     def suspects(self) -> Sequence[Suspect]:
         with self._shared.lock:
@@ -393,7 +429,8 @@ class MemoryLeases(Leases):
             moved = min(len(member.held), _REAP_BATCH)
             for _ in range(moved):
                 # The last first, so that over all batches the first ends up at the head.
-                self._give_back(member.held.popitem()[1], crashed=True, verdict=None)
+                crash = self._crash(suspect.id, "its worker was lost")
+                self._give_back(member.held.popitem()[1], crash=crash, verdict=None)
             if not member.held:
                 del self._shared.members[suspect.id]
             return Reaped(moved=moved, left=len(member.held))

@@ -12,14 +12,15 @@ import itertools
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from queue import Empty, SimpleQueue
 from typing import Any
 
+from umbel.brokers.memory_bell import Bell
 from umbel.interfaces import (
     QUEUED,
     ChordPart,
+    Crash,
     Dead,
     Outgoing,
     Published,
@@ -34,50 +35,15 @@ from umbel.message import Message, encode_envelope
 from umbel.states import replaces
 
 PRIORITIES = 10
+KEEP_DEAD = 10_000  # dead letters of each queue
+KEEP_CRASHES = 20  # of one message, the latest
 _CLOSED_SECONDS = 86400.0  # a part that comes late must not open a closed chord anew
-
-
-class Bell(threading.Event):
-    """An event that a signal handler may set, even while the same thread waits for it or clears it.
-
-    The lock inside the standard one is not reentrant; a simple queue's put is.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rings: SimpleQueue[None] = SimpleQueue()
-
-    def set(self) -> None:
-        """Ring."""
-        if self._rings.empty():
-            self._rings.put(None)
-
-    def is_set(self) -> bool:
-        """Say whether it rang."""
-        return not self._rings.empty()
-
-    def clear(self) -> None:
-        """Forget that it rang."""
-        try:
-            while True:
-                self._rings.get_nowait()
-        except Empty:
-            return
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Block until it rings or the timeout (seconds) has passed; return whether it rang."""
-        try:
-            self._rings.get(timeout=None if timeout is None else max(timeout, 0.0))
-        except Empty:
-            return False
-        self._rings.put(None)
-        return True
 
 
 class Entry:
     """One message in one place."""
 
-    __slots__ = ("crashes", "enqueued_at", "priority", "queue", "raw", "task_id", "verdict")
+    __slots__ = ("crashes", "enqueued_at", "log", "priority", "queue", "raw", "task_id", "verdict")
 
     def __init__(self, outgoing: Outgoing, now: float) -> None:
         self.raw = encode_envelope(outgoing.message)
@@ -86,7 +52,19 @@ class Entry:
         self.priority = min(max(outgoing.priority, 0), PRIORITIES - 1)
         self.enqueued_at = datetime.fromtimestamp(now, UTC)
         self.crashes = 0
+        self.log: tuple[Crash, ...] = ()
         self.verdict: Verdict | None = None
+
+
+class Letter:
+    """A dead letter: the message, why it died, and when."""
+
+    __slots__ = ("at", "entry", "why")
+
+    def __init__(self, entry: Entry, why: Dead, at: datetime) -> None:
+        self.entry = entry
+        self.why = why
+        self.at = at
 
 
 class Lane:
@@ -119,7 +97,7 @@ class Messages:
         self.schedule: list[tuple[float, int, Entry]] = []
         self.gates: dict[str, deque[Entry]] = {}
         self.ends: deque[Entry] = deque()
-        self.dead: dict[str, list[tuple[Entry, Dead, float]]] = {}
+        self.dead: dict[str, dict[str, Letter]] = {}  # of each queue by their keys, the oldest first
         self._taken: dict[str, tuple[str, float | None]] = {}
         self._sweep_at = 1024
         self._seen: OrderedDict[str, float] = OrderedDict()
@@ -133,13 +111,18 @@ class Messages:
             lane = self.lanes[queue] = Lane()
         return lane
 
-    def publish(self, outgoing: Outgoing, now: float, window: float) -> Published:
-        """Put the message where it belongs, unless its key is taken or its task id was seen within the window."""
+    def publish(self, outgoing: Outgoing, now: float, window: float, *, follow_up: bool = False) -> Published:
+        """Put the message where it belongs, unless its key is taken or its task id was seen within the window.
+
+        A follow-up may take a unique key again that its own task has.
+        """
         holder = self._holder(outgoing, now, window)
+        if follow_up and holder == outgoing.task_id:
+            holder = None
         if holder is not None:
             return Published(PublishStatus.DUPLICATE, holder)
         if window > 0 and outgoing.task_id:
-            self._seen[outgoing.task_id] = now + window
+            self._seen[outgoing.repeat_key] = now + window
         if outgoing.unique is not None:
             self._take_key(outgoing.unique, outgoing.task_id, _end(outgoing.unique_ttl, now), now)
         entry = Entry(outgoing, now)
@@ -162,7 +145,7 @@ class Messages:
         # The oldest come first, so forgetting those that are over keeps this small at no cost worth naming.
         while self._seen and next(iter(self._seen.values())) <= now:
             self._seen.popitem(last=False)
-        if window > 0 and self._seen.get(outgoing.task_id, 0.0) > now:
+        if window > 0 and self._seen.get(outgoing.repeat_key, 0.0) > now:
             return outgoing.task_id
         if outgoing.unique is not None and outgoing.unique in self._taken:
             task_id, until = self._taken[outgoing.unique]
@@ -176,16 +159,26 @@ class Messages:
         target.append(entry)
         self._ring(entry.queue if entry.verdict is None else None)
 
-    def put_back(self, entry: Entry, *, crashed: bool, limit: int | None) -> None:
-        """Return it to the head of its queue; one crash too many sends it to the ends."""
-        entry.crashes += crashed
-        if crashed and entry.verdict is None and limit is not None and entry.crashes >= limit:
-            entry.verdict = Verdict(
-                kind=VerdictKind.MAX_DELIVERIES,
-                detail=f"delivered {entry.crashes} times, and each time its worker died",
-            )
-            self.append(entry)
-            return
+    def put_back(
+        self, entry: Entry, *, crash: Crash | None = None, limit: int | None = None, pauses: Sequence[float] = ()
+    ) -> None:
+        """Return it to the head of its queue; one crash too many sends it to the ends.
+
+        ``pauses`` are seconds that the second, third, … redelivery after a crash waits; without any they all come at
+        once.
+        """
+        if crash is not None:
+            entry.crashes += 1
+            entry.log = (*entry.log, crash)[-KEEP_CRASHES:]
+            if entry.verdict is None and limit is not None and entry.crashes >= limit:
+                detail = f"delivered {entry.crashes} times, and each time its worker died"
+                entry.verdict = Verdict(kind=VerdictKind.MAX_DELIVERIES, detail=detail)
+                self.append(entry)
+                return
+            if entry.verdict is None and pauses and entry.crashes > 1:
+                pause = pauses[min(entry.crashes - 2, len(pauses) - 1)]
+                self.delay(entry, crash.at.timestamp() + pause)
+                return
         target = self.lane(entry.queue).levels[entry.priority] if entry.verdict is None else self.ends
         target.appendleft(entry)
         self._ring(entry.queue if entry.verdict is None else None)
@@ -214,13 +207,29 @@ class Messages:
                 del self.gates[name]
 
     def bury(self, entry: Entry, why: Dead, now: float) -> None:
-        """Keep it as a dead letter."""
-        self.dead.setdefault(entry.queue, []).append((entry, why, now))
+        """Keep it as a dead letter, and let the oldest go where there are too many."""
+        letters = self.dead.setdefault(entry.queue, {})
+        letters[str(next(self._numbers))] = Letter(entry, why, datetime.fromtimestamp(now, UTC))
+        if len(letters) > KEEP_DEAD:
+            del letters[next(iter(letters))]
+
+    def revive(self, queue: str, key: str, raw: bytes | None) -> bool:
+        """Move a dead letter to the tail of its queue as if it had never been delivered; say whether it was there."""
+        letter = self.dead.get(queue, {}).pop(key, None)
+        if letter is None:
+            return False
+        entry = letter.entry
+        entry.raw = entry.raw if raw is None else raw
+        entry.crashes, entry.log, entry.verdict = 0, (), None
+        self.append(entry)
+        return True
 
     def take(self, queues: Iterable[str]) -> Iterator[Entry]:
-        """Take the ends, then one message of each queue in turn until nothing is left or the caller stops."""
-        while self.ends:
-            yield self.ends.popleft()
+        """Take their ends, then one message of each queue in turn until nothing is left or the caller stops."""
+        queues = list(queues)
+        for ended in [entry for entry in self.ends if entry.queue in queues]:
+            self.ends.remove(ended)
+            yield ended
         waiting = [lane for queue in queues if (lane := self.lanes.get(queue))]
         while waiting:
             for lane in list(waiting):
@@ -230,9 +239,9 @@ class Messages:
                 else:
                     yield entry
 
-    def is_waiting(self, queues: Iterable[str]) -> bool:
+    def is_waiting(self, queues: Collection[str]) -> bool:
         """Say whether a consumer of these queues would get something."""
-        return bool(self.ends) or any(self.lanes.get(queue) for queue in queues)
+        return any(self.lanes.get(queue) for queue in queues) or any(entry.queue in queues for entry in self.ends)
 
 
 class Chord:

@@ -7,7 +7,8 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-from umbel.brokers.memory_state import Bell, Shared
+from umbel.brokers.memory_bell import Bell
+from umbel.brokers.memory_state import Shared
 from umbel.interfaces import Clock, PubSub, Store, Stored, Subscription
 from umbel.message import Message, decode_envelope, encode_envelope
 

@@ -19,8 +19,11 @@ _FLOWER = r"""
 """.strip("\n").splitlines()
 
 
-def banner(app: Any, plan: WorkerPlan, where: Transport, *, tasks: bool, builtins: bool = False) -> str:
-    """Return the banner; ``tasks`` lists the app's tasks, ``builtins`` our own too."""
+def banner(app: Any, plan: WorkerPlan, where: Transport, kept: str, *, tasks: bool, builtins: bool = False) -> str:
+    """Return the banner.
+
+    ``kept`` says what the broker keeps; ``tasks`` lists the app's tasks, and ``builtins`` our own too.
+    """
     events = "ON" if plan.task_events else "OFF (enable -E to monitor tasks in this worker)"
     fields = [
         ("app", f"{app.main or '__main__'}:{id(app):#x}"),
@@ -28,7 +31,7 @@ def banner(app: Any, plan: WorkerPlan, where: Transport, *, tasks: bool, builtin
         ("results", where.results),
         ("concurrency", _concurrency(plan)),
         ("task events", events),
-        ("storage", where.storage),
+        ("storage", kept),
     ]
     head = [
         f"{plan.hostname} v{__version__} (umbel)",

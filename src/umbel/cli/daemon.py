@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 
 from umbel.cli.errors import EX_CANT_CREATE, EX_CONFIG, Trouble
+from umbel.utils.files import read_small
 
 _STARTED = b"1"
+# No sign: to the kernel a negative number is a whole group of processes.
+_PID = re.compile(rb"\s*(\d{1,9})\s*")
 _pipes: list[int] = []  # to the process that waits; at most one
 
 
@@ -72,33 +77,77 @@ def pidfile(path: str | None) -> Iterator[None]:
 
 
 def _create(path: str) -> None:
-    for _ in range(2):
+    for _ in range(3):
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
+            if _place(path):
+                return
             owner = _owner(path)
-            if owner and _alive(owner):
-                raise Trouble(
-                    f"Pidfile ({path}) already exists. Seems we're already running? (pid: {owner})", EX_CANT_CREATE
-                ) from None
-            sys.stderr.write(f"Stale pidfile exists - Removing it. ({path})\n")
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            continue
+            if not owner or not _alive(owner):
+                owner = _take_away(path)
         except OSError as error:
             raise Trouble(f"--pidfile {path}: {error.strerror}", EX_CANT_CREATE) from error
-        with os.fdopen(fd, "w") as file:
-            file.write(f"{os.getpid()}\n")
-        return
+        if owner:
+            raise Trouble(
+                f"Pidfile ({path}) already exists. Seems we're already running? (pid: {owner})", EX_CANT_CREATE
+            )
     raise Trouble(f"--pidfile {path}: another process creates it at the same time", EX_CANT_CREATE)
+
+
+def _place(path: str) -> bool:
+    """Make the file with our id in it; in one step, since one that is seen empty would be taken for a stale one."""
+    made = f"{path}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(made)
+    _write(made)
+    try:
+        os.link(made, path, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        return _write(path)
+    finally:
+        os.unlink(made)
+    return True
+
+
+def _write(path: str) -> bool:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    try:
+        fd = os.open(path, flags, 0o600)  # with O_EXCL a link is not followed, wherever it leads
+    except FileExistsError:
+        return False
+    with os.fdopen(fd, "w") as file:
+        file.write(f"{os.getpid()}\n")
+    return True
+
+
+def _take_away(path: str) -> int | None:
+    """Remove the file of a dead process. Returns the owner if a living one's has come into its place meanwhile."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    aside = f"{path}.{os.getpid()}"
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    owner = _owner(aside)
+    try:
+        if owner and _alive(owner):
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path, follow_symlinks=False)
+            return owner
+    finally:
+        os.unlink(aside)
+    sys.stderr.write(f"Stale pidfile exists - Removing it. ({path})\n")
+    return None
 
 
 def _owner(path: str) -> int | None:
     try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read().strip() or 0)
-    except (OSError, ValueError):
+        found = _PID.fullmatch(read_small(path))
+    except OSError:
         return None
+    return int(found[1]) if found else None
 
 
 def _alive(pid: int) -> bool:
@@ -134,5 +183,17 @@ def drop_privileges(uid: str | None, gid: str | None, umask: str | None) -> None
         if user is not None:
             os.initgroups(user.pw_name, user.pw_gid if group is None else group)
             os.setuid(user.pw_uid)
+            _check_dropped(user.pw_uid)
     except PermissionError as error:
         raise Trouble("--uid and --gid need to be started as root", EX_CONFIG) from error
+
+
+def _check_dropped(uid: int) -> None:
+    """Make sure that there is no way back to root."""
+    if not uid:
+        return
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return
+    raise Trouble("--uid: the privileges of root could not be given up for good", EX_CONFIG)

@@ -12,8 +12,6 @@ import msgspec
 from umbel.cli.errors import EX_UNAVAILABLE, Trouble
 from umbel.cli.options import COMMA_LIST, Target, command
 
-# Settings that a later version keeps; to believe in them now would be worse than to miss them.
-UNENFORCED = ("task_time_limit", "task_soft_time_limit")
 _LIBRARIES = ("click", "msgspec", "redis", "hiredis", "msgpack", "yaml", "celery")
 
 
@@ -69,7 +67,7 @@ def describe(app: Any) -> str:
         "",
         app.conf.humanize(),
     ]
-    idle = sorted({*app.conf.idle(), *(name for name in UNENFORCED if app.conf[name] is not None)})
+    idle = sorted(app.conf.idle())
     if idle:
         lines += ["", "set, but without effect in this version: " + ", ".join(idle)]
     return "\n".join(lines)

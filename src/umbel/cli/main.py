@@ -17,12 +17,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("umbel.cli.worker:worker", "Start a worker."),
     "call": ("umbel.cli.messages:call", "Call a task by name and print its id."),
     "result": ("umbel.cli.messages:result", "Wait for a result and print it."),
+    "dead": ("umbel.cli.dead:dead", "Look at dead letters; put them back or discard them."),
     "purge": ("umbel.cli.messages:purge", "Discard the messages that wait in the queues."),
     "list": ("umbel.cli.messages:list_", "List queues and how they are bound."),
     "status": ("umbel.cli.look:status", "Say which workers are alive."),
+    "doctor": ("umbel.cli.doctor:doctor", "Find what could lose work or keep it waiting."),
     "report": ("umbel.cli.look:report", "Print what a bug report needs, secrets masked."),
     "shell": ("umbel.cli.shell:shell", "Start Python with the app and its tasks at hand."),
 }
+
+# Celery's others: whoever asks for one has spelt it right.
+LATER = frozenset({"amqp", "beat", "control", "events", "graph", "inspect", "logtool", "migrate", "multi", "upgrade"})
 
 EPILOG = """\
 \b
@@ -33,8 +38,8 @@ Examples:
   umbel -A proj status
 
 \b
-Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 69 broker or worker unreachable, 75 timed out,
-78 bad configuration or app, 130 interrupted, 143 terminated.
+Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 partly done, 69 broker or worker unreachable,
+75 timed out, 78 bad configuration or app, 130 interrupted, 143 terminated.
 """
 
 
@@ -65,6 +70,8 @@ class Commands(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from umbel.utils.text import did_you_mean
 
+            if args[0] in LATER:
+                ctx.fail(f"{args[0]!r} is a command of Celery that this version does not have yet")
             ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 

@@ -155,7 +155,7 @@ def list_() -> None:
     """List queues and how they are bound."""
 
 
-@command("bindings")
+@command("bindings", short_help="Print where each queue gets its messages from.")
 def bindings(target: Target) -> None:
     """Print queue, exchange and routing key of each queue of the app."""
     app = target.load(needed=not target.broker)
@@ -166,7 +166,7 @@ def bindings(target: Target) -> None:
         click.echo(_row(row))
 
 
-@command("queues")
+@command("queues", short_help="Print how many messages are in each queue.")
 def queues(target: Target) -> None:
     """Print how many messages are ready, delayed and dead in each queue of the app."""
     from umbel.interfaces import Place

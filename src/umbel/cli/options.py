@@ -21,6 +21,7 @@ else:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_ALSO = "-A and the other options of 'umbel --help' may stand here too."
 _BROKER_VARIABLES = ("UMBEL_BROKER_URL", "UMBEL_BROKER_READ_URL", "UMBEL_BROKER_WRITE_URL")
 
 
@@ -163,7 +164,8 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], clic
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return function(click.get_current_context().ensure_object(Target), *args, **kwargs)
 
-        options: dict[str, Any] = {"context_settings": _CONTEXT, **attributes}
+        epilog = "\n\n".join(filter(None, (attributes.get("epilog"), _ALSO)))
+        options: dict[str, Any] = {"context_settings": _CONTEXT, **attributes, "epilog": epilog}
         make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **options)
         return make(global_options()(wrapped))
 

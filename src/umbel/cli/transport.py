@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from umbel import drivers
-from umbel.interfaces import BrokerFeatures
+from umbel.exceptions import BrokerError, OperationalError
+from umbel.interfaces import BrokerFeatures, Durability
 
 
 class Transport(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,7 +17,6 @@ class Transport(msgspec.Struct, frozen=True, kw_only=True):
     scheme: str
     broker: str
     results: str
-    storage: str
     features: BrokerFeatures
 
 
@@ -26,21 +26,23 @@ def transport(app: Any) -> Transport:
     first = drivers.split(url)[0]
     scheme = drivers.scheme_of(first)
     # Built and not opened: a library that is missing is found out now, and imported once for all processes.
-    drivers.open_backend(backend)
+    app.make_backend()
     return Transport(
         scheme=scheme,
         broker=drivers.mask(url),
         results=drivers.mask(backend) if backend else "disabled://",
-        storage=_storage(scheme, first),
-        features=drivers.open_broker(url).features,
+        features=app.make_broker().features,
     )
 
 
-def _storage(scheme: str, url: str) -> str:
-    """Say what survives what."""
-    if scheme == "sqlite":
-        path = url.partition("://")[2].partition("?")[0].removeprefix("/")
-        return f"{path} (on disk when confirmed)"
-    if scheme == "memory":
-        return "this process alone; gone when it ends"
-    return "as the server is configured to keep it"
+def storage(app: Any) -> Durability | None:
+    """Ask the broker what it keeps, over a connection that is closed again; None if it cannot be reached now."""
+    broker = app.make_broker()
+    try:
+        broker.open()
+        kept: Durability = broker.durability()
+    except (OperationalError, BrokerError):
+        return None
+    finally:
+        broker.close()
+    return kept

@@ -12,16 +12,18 @@ from typing import Any
 import click
 
 from umbel.cli.errors import EX_CONFIG, EX_UNAVAILABLE, Trouble
-from umbel.cli.look import UNENFORCED
 from umbel.cli.options import COMMA_LIST, Target, command
 from umbel.exceptions import OperationalError
 
 _LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL"]
 
+# Tells a worker that was started anew that it is in the background already.
+_RESTARTED = "UMBEL_WORKER_RESTARTED"
+# Before --workdir is entered.
+_STARTED_IN = os.getcwd()
+
 # Taken for granted by many: started without it a worker would look as if it did what it does not.
 _REFUSED = {
-    "time_limit": "--time-limit is not enforced by this version",
-    "soft_time_limit": "--soft-time-limit is not enforced by this version",
     "beat": "-B/--beat is not available in this version",
     "autoscale": "--autoscale is not available in this version; say how many with -c",
     "statedb": "-S/--statedb is not available in this version",
@@ -29,28 +31,30 @@ _REFUSED = {
 
 
 @command("worker", epilog="Example: umbel -A proj worker -l info -c 4 -Q fast,slow")
-@click.option("-n", "--hostname", help="Node name; %h is the host, %n the name, %d the domain.")
+@click.option("-n", "--hostname", metavar="NAME", help="Node name; %h is the host, %n the name, %d the domain.")
 @click.option("-l", "--loglevel", type=click.Choice(_LEVELS, case_sensitive=False), help="Logging level.")
-@click.option("-c", "--concurrency", metavar="N", help="How many tasks run at once; a number or 'auto'.")
+@click.option("-c", "--concurrency", metavar="N", help="How many tasks run at once; one per CPU if not given.")
 @click.option("-P", "--pool", metavar="POOL", help="prefork, threads, solo or asyncio.")
-@click.option("--processes", type=click.IntRange(1), help="Multiplies the processes of the pool.")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="Multiplies the processes of the pool.")
 @click.option("-Q", "--queues", type=COMMA_LIST, metavar="LIST", help="Consume from these queues only.")
 @click.option("-X", "--exclude-queues", type=COMMA_LIST, metavar="LIST", help="Consume from all but these.")
 @click.option("-I", "--include", type=COMMA_LIST, metavar="LIST", help="Import these modules too.")
-@click.option("--max-tasks-per-child", type=click.IntRange(0), help="Replace a process after so many tasks.")
+@click.option("--max-tasks-per-child", type=click.IntRange(0), metavar="N", help="Replace a process after N tasks.")
 @click.option("--max-memory-per-child", type=click.IntRange(0), metavar="KIB", help="Replace a process above this.")
-@click.option("--prefetch-multiplier", type=click.IntRange(0), help="Read at most so many messages ahead per slot.")
+@click.option("--max-age-per-child", type=click.FloatRange(0), metavar="SEC", help="Replace a process of this age.")
+@click.option("--time-limit", type=click.FloatRange(0), metavar="SEC", help="Kill a task after so many seconds.")
+@click.option("--soft-time-limit", type=click.FloatRange(0), metavar="SEC", help="Raise an error in it before that.")
+@click.option("--prefetch-multiplier", type=click.IntRange(0), metavar="N", help="Read at most N messages ahead.")
 @click.option("--disable-prefetch", is_flag=True, default=None, help="Read one message at a time.")
 @click.option("--purge", "--discard", "purge", is_flag=True, help="Discard what waits before starting.")
 @click.option("-E", "--task-events", "--events", "task_events", is_flag=True, default=None, help="Send task events.")
-@click.option("-f", "--logfile", help="Write the log here instead of standard error.")
-@click.option("--pidfile", help="Keep the process id here.")
+@click.option("-f", "--logfile", metavar="FILE", help="Write the log here instead of standard error.")
+@click.option("--pidfile", metavar="FILE", help="Keep the process id here.")
+@click.option("--health-port", metavar="PORT", help="Answer /livez and /readyz here; HOST:PORT for other machines.")
 @click.option("-D", "--detach", is_flag=True, help="Run in the background.")
 @click.option("--uid", help="Become this user.")
 @click.option("--gid", help="Become this group.")
 @click.option("--umask", help="Octal mask for new files.")
-@click.option("--time-limit", type=float, hidden=True)
-@click.option("--soft-time-limit", type=float, hidden=True)
 @click.option("-B", "--beat", is_flag=True, default=None, hidden=True)
 @click.option("--autoscale", hidden=True)
 @click.option("-S", "--statedb", hidden=True)
@@ -86,7 +90,9 @@ class Starting:
         """Start the worker, wait until it ends, and return the exit code."""
         from umbel import settings, signals
         from umbel.cli.transport import transport
+        from umbel.worker.limits import refuse_unenforceable
         from umbel.worker.plan import make_plan, node_of
+        from umbel.worker.shutdown import EX_RESTART
 
         app, options = self._app, self._options
         node = node_of(options["hostname"])
@@ -100,8 +106,9 @@ class Starting:
                 "or -P solo, or a broker that processes can share: sqlite:///tasks.db",
                 EX_CONFIG,
             )
+        refuse_unenforceable(app, plan.time_limit, alone=plan.pool == "solo" or not where.features.shared)
         _warn_of_root(app.conf.accept_content)
-        if options["detach"]:
+        if options["detach"] and os.environ.pop(_RESTARTED, None) is None:
             from umbel.cli.daemon import detach
 
             code = detach()
@@ -109,7 +116,10 @@ class Starting:
                 return code
         with ExitStack() as stack:
             self._settle_in(stack)
-            return self._work()
+            code = self._work()
+        if code == EX_RESTART:
+            _start_anew()
+        return code
 
     def _load(self) -> Any:
         target = self._target
@@ -148,8 +158,9 @@ class Starting:
         app, plan = self._app, self._plan
         instance = SimpleNamespace(app=app, hostname=plan.hostname, concurrency=plan.total, pool_cls=plan.pool)
         signals.worker_init.send(sender=instance)
+        kept = self._storage()
         if not self._target.quiet:
-            self._greet()
+            self._greet(kept)
         signals.celeryd_after_setup.send(sender=plan.hostname, instance=instance, conf=app.conf)
         self._warn_of_idle()
         purge = self._purge if self._options["purge"] else None
@@ -167,19 +178,42 @@ class Starting:
             sys.stderr = sys.__stderr__
             raise Trouble(f"cannot reach {self._where.broker}: {text}", EX_UNAVAILABLE) from error
 
-    def _greet(self) -> None:
+    def _storage(self) -> str:
+        """Return what the broker keeps, in one line; refuse to start on less than ``durability`` asks for."""
+        from umbel.cli.transport import storage
+        from umbel.interfaces import Survives
+
+        kept = storage(self._app)
+        strict = self._app.conf.durability == "strict"
+        if kept is None:
+            if strict:
+                raise Trouble(
+                    f"{self._where.broker} cannot be reached, and durability='strict' wants to know what it keeps "
+                    "before anything starts",
+                    EX_UNAVAILABLE,
+                )
+            return "not known: the broker cannot be reached yet"
+        if strict and kept.survives < Survives.POWER_LOSS:
+            raise Trouble(
+                f"durability='strict', and the broker may forget what it confirmed. {kept.text}. "
+                f"{'; '.join(kept.advice) or 'For Redis: appendonly yes and appendfsync always'}",
+                EX_CONFIG,
+            )
+        return kept.text
+
+    def _greet(self, kept: str) -> None:
         from umbel.cli.banner import banner
         from umbel.utils.log import mlevel
 
         level = mlevel(self._plan.loglevel)
-        text = banner(self._app, self._plan, self._where, tasks=level <= 20, builtins=level <= 10)
+        text = banner(self._app, self._plan, self._where, kept, tasks=level <= 20, builtins=level <= 10)
         stream = sys.__stdout__
         if stream is not None:
             print(text, file=stream, flush=True)
 
     def _warn_of_idle(self) -> None:
         conf = self._app.conf
-        idle = {*conf.idle(), *(name for name in UNENFORCED if conf[name] is not None)}
+        idle = conf.idle()
         if idle:
             import logging
 
@@ -197,6 +231,19 @@ class Starting:
         import logging
 
         logging.getLogger("celery.worker").warning("purge: Erased %d message(s) from the queue.", count)
+
+
+def _start_anew() -> None:
+    """Become a new worker with the same id, from the same command line: new code, new settings."""
+    import logging
+
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    os.environ[_RESTARTED] = "1"
+    os.chdir(_STARTED_IN)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _warn_of_root(accept: Any) -> None:

@@ -13,7 +13,7 @@ from umbel.testing.clock import FakeClock
 
 __all__ = ["FakeClock"]
 
-_PARTS = ("base", "queues", "settling", "leases", "results", "shared", "many")
+_PARTS = ("base", "queues", "settling", "dead", "leases", "results", "shared", "many")
 
 if "pytest" in sys.modules:
     # The suites' assertions then say what they compared, in a third party's project too.

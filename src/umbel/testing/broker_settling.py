@@ -262,6 +262,17 @@ class RepeatTests(BrokerBase):
         assert broker.size("q") == 2
 
     @needs(dedupe=True)
+    def test_another_attempt_of_one_task_is_no_repeat(self, broker: Broker) -> None:
+        """A retry has the id of its task, and a publish of its own that may have to be repeated."""
+        for attempt in ("", "1", "2"):
+            sent = outgoing(task_id="t", attempt=attempt)
+            assert broker.publish([sent])[0].status is PublishStatus.QUEUED
+            repeat = broker.publish([sent])[0]
+            assert (repeat.status, repeat.detail) == (PublishStatus.DUPLICATE, "t")
+            assert broker.publish([sent, outgoing()])[0].status is PublishStatus.DUPLICATE
+        assert broker.size("q") == 6
+
+    @needs(dedupe=True)
     def test_it_is_recognised_after_it_was_settled(self, broker: Broker) -> None:
         self._publish(broker, task_id="t")
         assert self.drain(broker) == [b"x"]

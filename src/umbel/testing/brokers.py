@@ -19,12 +19,13 @@ live of keys (repeated publishes, unique keys, the store) may be left to the ser
 that lives in one process and can wait on the clock itself. Drivers whose leases end with a process or a connection are
 tested by killing a process.
 
-Options that the suite passes: ``max_deliveries``, ``publish_dedupe``, ``lease_ttl`` and ``lease_heartbeat``; without
-them the defaults are 5, 120, 30 and 10.
+Options that the suite passes: ``max_deliveries``, ``redelivery_backoff``, ``publish_dedupe``, ``lease_ttl`` and
+``lease_heartbeat``; without them the defaults are 5, (1, 5, 30, 120), 120, 30 and 10.
 """
 
 from __future__ import annotations
 
+from umbel.testing.broker_dead import CrashTests, DeadLetterTests
 from umbel.testing.broker_leases import ReapTests, ReleaseTests
 from umbel.testing.broker_many import LifeTests, ProcessTests, ThreadTests
 from umbel.testing.broker_queues import QueueTests, ScheduleTests, WaitTests
@@ -41,6 +42,8 @@ class BrokerContract(
     WaitTests,
     SettleTests,
     PoisonTests,
+    CrashTests,
+    DeadLetterTests,
     GateTests,
     RepeatTests,
     ReleaseTests,

@@ -23,8 +23,9 @@ from typing import Any, TextIO
 
 from umbel import signals
 from umbel.current import top_frame
+from umbel.utils.files import open_private
 from umbel.utils.nodenames import node_format, set_process_index
-from umbel.utils.text import did_you_mean, one_line
+from umbel.utils.text import did_you_mean, escape_controls, one_line
 
 PROCESS_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s"
 TASK_FORMAT = "[%(asctime)s: %(levelname)s/%(processName)s] %(task_name)s[%(task_id)s]: %(message)s"
@@ -120,8 +121,16 @@ class ColorFormatter(logging.Formatter):
         super().__init__(fmt, datefmt)
         self.use_color = use_color
 
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback. The text of the error may be a stranger's: it neither forges a record nor escapes."""
+        text = escape_controls(super().formatException(ei))
+        # Every record begins with a bracket, and no line of a traceback itself does.
+        return text.replace("\n[", "\n  [")
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, safe to write to any UTF-8 stream."""
+        # A handler before this one may have left its own rendering there, which would be used as it is.
+        record.exc_text = None
         line = super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
         color = _COLORS.get(record.levelname)
         return f"\033[1;{color}m{line}\033[0m" if color and self.use_color else line
@@ -144,6 +153,13 @@ class TaskFormatter(ColorFormatter):
             values.setdefault("task_name", "???")
             values.setdefault("task_id", "???")
         return super().format(record)
+
+
+class PrivateFileHandler(WatchedFileHandler):
+    """Logs to a file, and to the new one after a rotation. A file that it makes can be read by its owner alone."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=open_private)
 
 
 # -- standard output ---------------------------------------------------------------------------------------------
@@ -362,7 +378,7 @@ def _add_handler(logger: logging.Logger, logfile: str | TextIO | None, formatter
         return  # the user has set it up
     handler: logging.Handler
     if isinstance(logfile, str):
-        handler = WatchedFileHandler(logfile, encoding="utf-8")
+        handler = PrivateFileHandler(logfile, encoding="utf-8")
     else:
         # The real one: sys.stderr may be a proxy that logs.
         handler = logging.StreamHandler(sys.__stderr__ if logfile is None else logfile)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 # Everything that can end a line, move the cursor or reorder text: C0, DEL, C1, the Unicode line and paragraph
 # separators, the bidirectional controls, and lone surrogates, which cannot be written as UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE_IN_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(r"[\w.:\-]{0,255}", re.ASCII)
 _FORMAT = re.compile(r"%([\w%])")
 
@@ -36,12 +37,29 @@ def one_line(text: object, limit: int = 1024) -> str:
     >>> one_line("a\nb")
     'a\\nb'
     """
-    value = text if isinstance(text, str) else str(text)
+    value = text if isinstance(text, str) else text_of(text)
     if _PLAIN.fullmatch(value):
         return value
     if len(value) > limit:
         value = value[: limit - 3] + "..."
     return _UNSAFE.sub(_escape, value)[:limit]
+
+
+def escape_controls(text: str) -> str:
+    r"""Return the text without what moves a terminal's cursor or reorders it; line breaks and tabs stay.
+
+    >>> escape_controls("a\x1b[31m\n")
+    'a\\x1b[31m\n'
+    """
+    return _UNSAFE_IN_TEXT.sub(_escape, text)
+
+
+def text_of(value: object) -> str:
+    """Return ``str`` of anything, also where that raises."""
+    try:
+        return str(value)
+    except Exception as error:  # user code: anything may come, and the line must still be logged
+        return f"<unprintable {type(value).__name__}: {type(error).__name__}>"
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 
 from umbel.exceptions import OperationalError
@@ -14,6 +15,7 @@ logger = logging.getLogger("celery.worker.consumer")
 
 _STEP = 2.0
 _LONGEST = 32.0
+_LOOK_EVERY = 2.0  # between two attempts that are told of, so that a server that is back is not left waiting
 
 
 def connect(app: Any, plan: WorkerPlan, url: str, stopping: threading.Event) -> Broker | None:
@@ -29,9 +31,7 @@ def connect(app: Any, plan: WorkerPlan, url: str, stopping: threading.Event) -> 
     attempt = 0
     while not stopping.is_set():
         try:
-            broker: Broker = app.broker
-            broker.open()
-            broker.declare(plan.queues)
+            broker = _reach(app, plan)
         except OperationalError as error:
             attempt += 1
             if not retry or (most and attempt > most):
@@ -40,8 +40,28 @@ def connect(app: Any, plan: WorkerPlan, url: str, stopping: threading.Event) -> 
             tries = f"({attempt}/{most})" if most else f"({attempt})"
             text = "consumer: Cannot connect to %s: %s.\nTrying again in %.2f seconds... %s\n"
             logger.error(text, url, error, pause, tries)
-            stopping.wait(pause)
-        else:
-            logger.info("Connected to %s", url)
-            return broker
+            found = _look_for(app, plan, stopping, pause)
+            if found is None:
+                continue
+            broker = found
+        logger.info("Connected to %s", url)
+        return broker
+    return None
+
+
+def _reach(app: Any, plan: WorkerPlan) -> Broker:
+    broker: Broker = app.broker
+    broker.open()
+    broker.declare(plan.queues)
+    return broker
+
+
+def _look_for(app: Any, plan: WorkerPlan, stopping: threading.Event, seconds: float) -> Broker | None:
+    """Wait for so long, looking quietly whether the broker is back; return it, or None."""
+    until = time.monotonic() + seconds
+    while not stopping.wait(max(0.0, min(_LOOK_EVERY, until - time.monotonic()))) and time.monotonic() < until:
+        try:
+            return _reach(app, plan)
+        except OperationalError:
+            pass
     return None

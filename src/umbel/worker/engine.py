@@ -7,8 +7,9 @@
      running ──outcome──> pending settlement ──settle──> gone
 
 Outcomes are settled in batches: in the same trip that reserves the next messages, within ``settle_window`` seconds,
-or before a task known to take longer starts. The lock is held by the engine's thread except inside user code; the
-keeper may take it only then. So one thread at a time uses the consumer.
+or before a task starts that is known, or feared, to take longer than what is read ahead at once. The lock is held by
+the engine's thread except inside user code; the keeper may take it only then. So one thread at a time uses the
+consumer.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import msgspec
 
 from umbel.exceptions import LeaseLost, OperationalError
-from umbel.interfaces import REQUEUE, Consumer, Execution, Executor, Outcome, Settlement
-from umbel.worker.admission import ReadAhead
+from umbel.interfaces import Consumer, Execution, Executor, Outcome, Settlement
+from umbel.tracing import in_body
 from umbel.worker.holding import Hold
 from umbel.worker.keeper import Keeper
+from umbel.worker.limits import GRACE, LimitBook, Limiter, Limits
+from umbel.worker.readahead import ReadAhead
+from umbel.worker.revoked import discarded
 from umbel.worker.runner import TaskRunner
+from umbel.worker.slots import Slot
 
 logger = logging.getLogger("umbel.worker.engine")
 
@@ -48,6 +55,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     give_back_after: float = 0.1
     max_tasks: int | None = None
     max_memory: int | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    supervised: bool = True  # a process of its own kills this one at a hard limit
 
 
 class Engine:
@@ -61,7 +71,8 @@ class Engine:
         executor: Executor,
         runner: TaskRunner,
         options: EngineOptions,
-        slot: Any = None,
+        slot: Slot | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._consumer = consumer
         self._executor = executor
@@ -77,11 +88,21 @@ class Engine:
         )
         self._running: dict[str, Execution] = {}
         self._finished: deque[tuple[Execution, Outcome]] = deque()
+        self._limits = LimitBook(soft=options.soft_time_limit, hard=options.time_limit)
+        self._limiter = limiter or Limiter()
+        self._free_entries = deque(range(slot.capacity)) if slot is not None and not self._inline else deque()
+        self._entries: dict[str, int] = {}
         self._woken = False
         self._stop_by: float | None = None
         self._ended = ""
         self._processed = 0
         self.totals: Counter[str] = Counter()
+        #: Ids that must not be started. Replaced, never changed, by whoever reads the revocations.
+        self.revoked: frozenset[str] = frozenset()
+        if slot is not None:
+            self._hold.settled = self._settled
+            if self._inline:
+                self._hold.changed = self._write_ready
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop reserving, give back what has not started, and let running tasks finish for ``timeout`` seconds.
@@ -94,6 +115,27 @@ class Engine:
         self._keeper.stop()
         self._consumer.wake()
 
+    def retire(self, reason: str) -> None:
+        """End like :meth:`stop` without a timeout, and have ``run`` return this reason. From any thread."""
+        self._ended = self._ended or reason
+        self._consumer.wake()
+
+    def interrupt(self, task_id: str, error: BaseException) -> bool:
+        """Raise the error in a running task; return whether the task runs and could be asked. From any thread."""
+        for execution in self.active():
+            if execution.call.id == task_id:
+                if execution.guard is not None:
+                    return bool(execution.guard.interrupt(error))
+                wanted = partial(self._runs_body, execution.delivery.tag)
+                if self._limiter.interrupt_main(error, wanted):
+                    # What it interrupted may have left something behind in the process, such as a loop.
+                    self._ended = self._ended or "terminated"
+                    return True
+        return False
+
+    def _runs_body(self, tag: str, frame: FrameType | None) -> bool:
+        return tag in self._running and in_body(frame)
+
     def active(self) -> list[Execution]:
         """Return the executions that run now."""
         return list(self._running.values())
@@ -105,15 +147,17 @@ class Engine:
 
         Afterwards nothing is held but what did not finish in time, and that was given back too.
         """
-        self._hold.bind()
         self._executor.start(self._runner, self._done)
         if self._inline:
             self._keeper.start()
         step = self._step_inline if self._inline else self._step_beside
-        delay = 0.05
+        delay, bound = 0.05, False
         with self._lock:
             while self._stop_by is None and not self._ended:
                 try:
+                    if not bound:
+                        self._hold.bind()
+                        bound = True
                     step()
                     delay = 0.05
                 except LeaseLost as error:
@@ -123,7 +167,7 @@ class Engine:
                 except OperationalError as error:
                     logger.warning("consumer: Connection to broker lost (%s). Trying again in %.2fs.", error, delay)
                     self._rest(delay)
-                    delay = min(delay * 2, 2.0)
+                    delay = min(delay * 2, 1.0)
             self._finish()
         self._keeper.close()
         return self._ended or "stopped"
@@ -139,41 +183,116 @@ class Engine:
             hold.take(self._ahead.want())
             if not hold.ready:
                 if not hold.pending:
-                    self._consumer.wait(IDLE_WAIT)
+                    self._idle()
                 return
         execution = hold.ready.popleft()
+        if self.revoked and execution.call.id in self.revoked:
+            hold.add(discarded(self._runner, execution))
+            return
         # A message that was delivered before may kill its worker again: nothing else shares its fate.
         suspect = execution.delivery.count > 1
         if hold.pending and (
             suspect
             or len(hold.pending) >= MAX_BATCH
             or time.monotonic() - hold.oldest_pending >= self._options.settle_window
-            or self._ahead.slow(execution.call.task, self._options.settle_window)
+            or self._ahead.slow(execution.call.task)
         ):
             try:
                 hold.settle()
             except OperationalError:
                 hold.ready.appendleft(execution)
                 raise
-        if hold.begin((execution,)):
-            self._run_here(execution)
-            if suspect:
-                hold.settle()
+        if self._run_here(execution) and suspect:
+            hold.settle()
 
-    def _run_here(self, execution: Execution) -> None:
-        tag = execution.delivery.tag
-        self._running[tag] = execution
+    def _run_here(self, execution: Execution) -> bool:
+        tag, slot = execution.delivery.tag, self._slot
         started = execution.started_at = time.monotonic()
-        if self._slot is not None:
-            self._slot.started(tag, started)
-        self._keeper.enter(started)
+        limits = self._limits.of(execution)
+        if slot is not None and not self._mark(slot, execution, limits, started):
+            self._give_way(slot, (execution,))
+            return False
         try:
-            self._executor.submit(execution)
+            if not self._hold.begin((execution,)):
+                return False
+            if limits is not None:
+                execution.guard = self._limiter.guard(execution, limits, started, shared=not self._options.supervised)
+            self._running[tag] = execution
+            # What will be over soon leaves no time for a round trip: the keeper makes it meanwhile.
+            quick = not self._hold.ready and not self._ahead.slow(execution.call.task)
+            self._keeper.enter(started, self._ahead.want() if quick else 0)
+            try:
+                self._executor.submit(execution)
+            finally:
+                self._keeper.leave()
         finally:
-            self._keeper.leave()
-            if self._slot is not None:
-                self._slot.idle()
+            if slot is not None:
+                slot.ended()
         self._collect()
+        return True
+
+    def _mark(self, slot: Slot, execution: Execution, limits: Limits | None, started: float) -> bool:
+        """Write down that it starts; return whether it may."""
+        hard = limits.hard if limits is not None else 0.0
+        index = -1
+        if not self._inline:
+            index = self._entries[execution.delivery.tag] = self._free_entries.popleft()
+        call = execution.call
+        return slot.started(
+            execution.delivery.tag,
+            started,
+            call.id,
+            call.task,
+            hard,
+            started + hard + (0.0 if self._inline else GRACE) if hard else 0.0,
+            len(self._hold.ready),
+            index,
+        )
+
+    def _give_way(self, slot: Slot, executions: Sequence[Execution]) -> None:
+        """Start nothing: the lease may be over, or the supervisor takes back what has not started."""
+        self._hold.ready.extendleft(reversed(executions))
+        self._unmark(executions)
+        if slot.expired:
+            self._await_renewal(slot)
+            return
+        while slot.gated and self._stop_by is None:
+            time.sleep(0.001)
+        self._hold.give_back()
+        slot.dropped()
+
+    def _await_renewal(self, slot: Slot) -> None:
+        """Start nothing until the supervisor has renewed the lease: what we hold is ours until the store denies it."""
+        logger.warning("The lease was not renewed in time; no task starts here until it is.")
+        while slot.expired and self._stop_by is None and not self._ended:
+            if slot.lost:
+                raise LeaseLost("others have taken over")
+            self._collect()
+            self._hold.settle()
+            time.sleep(0.05)
+
+    def _write_ready(self) -> None:
+        """Write down what is reserved and has not started: only the supervisor can give it back if we cannot."""
+        ready, slot = self._hold.ready, self._slot
+        if slot is not None and (len(ready) > 1 or self._running):
+            slot.reserved([execution.delivery.tag for execution in ready])
+            if self._running:
+                slot.behind(len(ready))
+
+    def _unmark(self, executions: Iterable[Execution | Settlement]) -> None:
+        """Take back that these have started, where they do not end in the order in which they start."""
+        indexes = [index for each in executions if (index := self._entries.pop(each.delivery.tag, None)) is not None]
+        if self._slot is not None:
+            self._slot.free(indexes)
+        self._free_entries.extend(indexes)
+
+    def _settled(self, batch: Sequence[Settlement]) -> None:
+        if self._slot is None:
+            return
+        if self._inline:
+            self._slot.settled()
+            return
+        self._unmark(batch)
 
     def _step_beside(self) -> None:
         hold = self._hold
@@ -183,12 +302,40 @@ class Engine:
         if hold.pending or free > 0:
             hold.take(0 if self._ended else max(free, 0))
         hold.give_back_stale(self._options.give_back_after)
-        starts = [hold.ready.popleft() for _ in range(min(len(hold.ready), self._executor.free()))]
-        for execution in hold.begin(starts):
+        starts = self._admitted([hold.ready.popleft() for _ in range(min(len(hold.ready), self._executor.free()))])
+        try:
+            held = hold.begin(starts)
+        except OperationalError:
+            self._unmark(starts)
+            raise
+        if len(held) < len(starts):
+            self._unmark([execution for execution in starts if execution not in held])
+        for execution in held:
             self._running[execution.delivery.tag] = execution
             self._executor.submit(execution)
         if not starts and not hold.pending and not self._finished:
-            self._consumer.wait(IDLE_WAIT)
+            self._idle()
+
+    def _admitted(self, starts: Sequence[Execution]) -> Sequence[Execution]:
+        """Write down what starts, with what stands around it; leave out what must not start."""
+        if self.revoked:
+            for execution in starts:
+                if execution.call.id in self.revoked:
+                    self._hold.add(discarded(self._runner, execution))
+            starts = [execution for execution in starts if execution.call.id not in self.revoked]
+        for at, execution in enumerate(starts):
+            started = time.monotonic()
+            limits = self._limits.of(execution)
+            execution.guard = self._limiter.guard(execution, limits, started, shared=True)
+            if self._slot is not None and not self._mark(self._slot, execution, limits, started):
+                self._give_way(self._slot, starts[at:])
+                return starts[:at]
+        return starts
+
+    def _idle(self) -> None:
+        if self._slot is not None:
+            self._slot.beat(time.monotonic())
+        self._consumer.wait(IDLE_WAIT)
 
     def _done(self, execution: Execution, outcome: Outcome) -> None:
         self._finished.append((execution, outcome))
@@ -199,6 +346,8 @@ class Engine:
 
     def _collect(self) -> None:
         """Turn outcomes into pending settlements."""
+        if not self._finished:
+            return
         while self._finished:
             execution, outcome = self._finished.popleft()
             self._running.pop(execution.delivery.tag, None)
@@ -207,6 +356,8 @@ class Engine:
             self._processed += 1
             if self._slot is not None:
                 self._slot.count(1)
+                if not self._inline and (index := self._entries.get(execution.delivery.tag)) is not None:
+                    self._slot.ended(index)
             self._hold.add(outcome.settlement)
         options = self._options
         if options.max_tasks is not None and self._processed >= options.max_tasks:
@@ -229,7 +380,7 @@ class Engine:
         unfinished = self._executor.stop(timeout=max(0.0, min(self._deadline() - time.monotonic(), 0.1)))
         self._collect()
         for execution in unfinished:
-            self._hold.add(Settlement(delivery=execution.delivery, how=REQUEUE))
+            self._hold.add(self._runner.unfinished(execution))
         self._persist(self._hold.settle)
 
     def _deadline(self) -> float:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
 
 from umbel.exceptions import OperationalError
-from umbel.interfaces import REQUEUE, Consumer, Delivery, Execution, Settlement
+from umbel.interfaces import REQUEUE, Consumer, Delivery, Execution, Requeue, Settlement
 from umbel.worker.runner import TaskRunner
 
 logger = logging.getLogger("umbel.worker.engine")
@@ -28,6 +28,9 @@ class Hold:
         self._consumer = consumer
         self._runner = runner
         self._bundled = False
+        #: Told of every batch that was settled, and of more or less being ready.
+        self.settled: Callable[[Sequence[Settlement]], None] | None = None
+        self.changed: Callable[[], None] | None = None
 
     def bind(self) -> None:
         """Learn whether the broker writes results in its own atomic step."""
@@ -54,6 +57,8 @@ class Hold:
                 self.add(admitted)
             else:
                 self.ready.append(admitted)
+        if deliveries and self.changed is not None:
+            self.changed()
 
     def settle(self, reserve: int = 0) -> Sequence[Delivery]:
         """Settle all that is pending; an error leaves it pending, and settling twice is refused, not applied twice."""
@@ -62,8 +67,14 @@ class Hold:
         batch = self.pending if self._bundled else self._stored(self.pending)
         settled = self._consumer.settle(batch, reserve=reserve)
         self.pending = []
+        if self.settled is not None:
+            self.settled(batch)
         if settled.refused:
-            logger.warning("%d outcomes were refused: their messages had been taken over.", len(settled.refused))
+            # That something to be given back is gone already is no loss: somebody else was quicker.
+            refused = [each for each in batch if each.delivery.tag in settled.refused]
+            lost = sum(not isinstance(each.how, Requeue) for each in refused)
+            if lost:
+                logger.warning("%d outcomes were refused: their messages had been taken over.", lost)
         return settled.deliveries
 
     def _stored(self, batch: list[Settlement]) -> list[Settlement]:
@@ -101,6 +112,8 @@ class Hold:
             self.add(Settlement(delivery=execution.delivery, how=REQUEUE))
         self.ready.clear()
         self.settle()
+        if self.changed is not None:
+            self.changed()
 
     def give_back_stale(self, after: float) -> None:
         """Do :meth:`give_back` if the first has waited for so many seconds."""

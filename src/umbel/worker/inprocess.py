@@ -15,19 +15,24 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from umbel import signals
-from umbel.exceptions import CeleryError, OperationalError
+from umbel.exceptions import CeleryError, OperationalError, Terminated
+from umbel.revoking import Revocation
 from umbel.worker.connecting import connect
 from umbel.worker.engine import Engine
 from umbel.worker.executors import make_executor
 from umbel.worker.leases import LeaseKeeper
+from umbel.worker.limits import Limiter, unenforceable
 from umbel.worker.plan import WorkerPlan, make_plan
 from umbel.worker.process import dump_stacks
 from umbel.worker.runner import TaskRunner
-from umbel.worker.shutdown import SHUTDOWN_SIGNALS, Shutdown
+from umbel.worker.shutdown import RELEASE_TIME, SHUTDOWN_SIGNALS, Shutdown
+from umbel.worker.slots import LOST, SlotTable, boot_time
 
 logger = logging.getLogger("celery.worker")
 
@@ -49,6 +54,7 @@ class InProcessWorker:
         self._consumer_id: str | None = None
         self._stopping = threading.Event()
         self._stop_by: float | None = None
+        self._slot = SlotTable(1, plan.slot_capacity)[0]
         self._totals: Counter[str] = Counter()
         self._started_at = time.time()
         self.ready = threading.Event()
@@ -68,7 +74,15 @@ class InProcessWorker:
             return True
         if self._before_start is not None:
             self._before_start()
-        self._keeper = LeaseKeeper(broker, self._plan, backend=self._app.backend, presence=self.describe, renewed=None)
+        self._keeper = LeaseKeeper(
+            broker,
+            self._plan,
+            backend=self._app.backend,
+            presence=self.describe,
+            renewed=self._renewed,
+            lost=lambda ids: self._slot.renewed(LOST),
+            revoked=self._on_revoked,
+        )
         self._keeper.start()
         signals.worker_process_init.send(sender=None)
         try:
@@ -91,7 +105,7 @@ class InProcessWorker:
     def give_back(self) -> bool:
         """Give back whatever this worker still holds; return whether that was done. A second call does nothing."""
         keeper, self._keeper = self._keeper, None
-        return keeper is None or keeper.close(self._plan.lease_ttl)
+        return keeper is None or keeper.close(RELEASE_TIME)
 
     def describe(self) -> dict[str, Any]:
         """Return what others may know about this worker."""
@@ -115,13 +129,20 @@ class InProcessWorker:
         if consumer_id is None:
             return
         consumer = broker.consumer(consumer_id, [queue.name for queue in plan.queues])
+        executor = make_executor(plan.pool, plan.concurrency)
+        in_main = threading.current_thread() is threading.main_thread()
         engine = Engine(
             self._app,
             consumer=consumer,
-            executor=make_executor(plan.pool, plan.concurrency),
+            executor=executor,
             runner=TaskRunner(self._app, hostname=plan.hostname),
-            options=plan.engine_options(),
+            # There is no process to replace: what these are for would not be gained.
+            options=msgspec.structs.replace(plan.engine_options(), max_tasks=None, max_memory=None, supervised=False),
+            slot=self._slot,
+            # SIGUSR1 is for the stacks here. In a test's thread there is no signal to be had.
+            limiter=Limiter(signal.SIGUSR2 if executor.features.inline and in_main else None),
         )
+        engine.revoked = keeper.revoked
         self._engine = engine
         if self._stopping.is_set():
             # Asked between the registration and now, when there was no engine to tell.
@@ -138,10 +159,29 @@ class InProcessWorker:
             keeper.release(consumer_id)
             consumer.close()
 
+    def _renewed(self, valid_until: float, ids: Collection[str]) -> None:
+        if self._consumer_id in ids:
+            self._slot.renewed(valid_until)
+
+    def _on_revoked(self, revocations: Sequence[Revocation]) -> None:
+        keeper, engine = self._keeper, self._engine
+        if keeper is None or engine is None:
+            return
+        engine.revoked = keeper.revoked
+        for revocation in revocations:
+            if revocation.terminate:
+                error = Terminated(int(getattr(signal, revocation.signal, signal.SIGTERM)))
+                for id in revocation.ids:
+                    engine.interrupt(id, error)
+
     def _register(self, keeper: LeaseKeeper) -> str | None:
         while not self._stopping.is_set():
+            self._consumer_id = None
+            self._slot.clear()
+            self._slot.renewed(boot_time() + self._plan.lease_ttl)
             try:
-                return keeper.register().result()
+                self._consumer_id = keeper.register().result()
+                return self._consumer_id
             except OperationalError as error:
                 logger.error("No consumer can be registered while the broker is away: %s", error)
                 self._stopping.wait(_RETRY_REGISTER)
@@ -160,9 +200,7 @@ def run_worker(app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[
         finally:
             app.close()
     guard.join()
-    if not clean:
-        logger.error("The broker is away: what this worker held goes back when its leases end.")
-    return shutdown.exit_code
+    return shutdown.ended(clean)
 
 
 @contextlib.contextmanager
@@ -234,6 +272,10 @@ def start_worker(
     """
     app.finalize()
     plan = make_plan(app, {"concurrency": concurrency, "pool": pool, "hostname": "test@%h", **options})
+    unkept = unenforceable(app, plan.time_limit, alone=True)
+    if unkept:
+        # A test is no reason to change the tasks; the command refuses to start.
+        logger.warning("This worker cannot keep everything: %s", unkept)
     worker = InProcessWorker(app, plan, "the broker of the test")
     failures: list[BaseException] = []
 

@@ -24,6 +24,8 @@ class Keeper:
         self._window = max(settle_window, 0.001)
         self._give_back_after = give_back_after
         self._since = 0.0  # when the task that runs was entered; 0 while none runs
+        self._entered = 0
+        self._refill = 0
         self._awake = threading.Event()
         self._stopping = False
         self._closed = False
@@ -32,9 +34,11 @@ class Keeper:
         """Start the thread."""
         threading.Thread(target=self._run, name="umbel-keeper", daemon=True).start()
 
-    def enter(self, now: float) -> None:
-        """Let go of the hold: user code begins."""
+    def enter(self, now: float, refill: int = 0) -> None:
+        """Let go of the hold: user code begins. While it runs, ``refill`` messages may be fetched for what follows."""
         self._since = now
+        self._refill = refill
+        self._entered += 1
         if not self._awake.is_set():
             self._awake.set()
         self._lock.release()
@@ -55,17 +59,19 @@ class Keeper:
         self._awake.set()
 
     def _run(self) -> None:
+        entered = 0
         while not self._closed:
-            if not self._since:
+            if not self._since and self._entered == entered:
+                # Nothing ran for a whole window. Sooner would wake this thread for each of many short tasks.
                 self._awake.clear()
                 # Between the test and the clear a task may have been entered, or the end been announced.
-                if not self._since and not self._closed:
+                if self._entered == entered and not self._closed:
                     self._awake.wait()
-                continue
+            entered = self._entered
             time.sleep(self._window)
             since = self._since
             late = since and time.monotonic() - since >= self._window
-            if late and (self._hold.pending or self._hold.ready):
+            if late and (self._hold.pending or self._hold.ready or self._refill):
                 self._attend()
 
     def _attend(self) -> None:
@@ -74,7 +80,8 @@ class Keeper:
         try:
             if not self._since:
                 return
-            self._hold.settle()
+            refill, self._refill = self._refill, 0
+            self._hold.take(0 if self._stopping or self._hold.ready else refill)
             self._hold.give_back_stale(0.0 if self._stopping else self._give_back_after)
         except LeaseLost:
             # The engine's own next call meets it too, and ends there.

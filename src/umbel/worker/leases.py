@@ -9,23 +9,40 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
 import msgspec
 
-from umbel.exceptions import BackendError, OperationalError
-from umbel.interfaces import Broker, Leases, Store, Suspect
+from umbel.exceptions import BackendError, LeaseLost, OperationalError
+from umbel.interfaces import REQUEUE, Broker, Delivery, Leases, Settlement, Store, Suspect, Verdict
+from umbel.revoking import Revocation, Revocations
 from umbel.worker.plan import WorkerPlan
-from umbel.worker.slots import boot_time
+from umbel.worker.slots import ASKED, RECALLED, SETTLING, Slot, boot_time
 
 logger = logging.getLogger("celery.worker.consumer")
 
 PRESENCE = "worker:"
 _RETRY_EVERY = 1.0
 _EXPIRE_EVERY = 60.0
+_REVOKED_EVERY = 1.0
+_FORGET_EVERY = 600.0
+_KERNEL_SWEEP = 1.0
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process ended, as :meth:`umbel.interfaces.Leases.release` wants to know it."""
+
+    started: Collection[str] = ()
+    verdicts: Mapping[str, Verdict] = msgspec.field(default_factory=dict)
+    cause: str = ""
+
+
+def _returned(at: int, tag: str) -> Settlement:
+    # The tag is all that names a hold; the fence is for the order.
+    return Settlement(delivery=Delivery(tag=tag, queue="", raw=b"", fence=at), how=REQUEUE)
 
 
 class LeaseKeeper:
@@ -38,13 +55,16 @@ class LeaseKeeper:
         *,
         backend: Any = None,
         presence: Callable[[], dict[str, Any]] | None = None,
-        renewed: Callable[[float], None] | None = None,
+        renewed: Callable[[float, Collection[str]], None] | None = None,
         lost: Callable[[Collection[str]], None] | None = None,
+        revoked: Callable[[Sequence[Revocation]], None] | None = None,
     ) -> None:
         """Prepare; nothing runs until :meth:`start`.
 
-        ``presence`` describes the worker for others to read; ``renewed`` hears the boot time until which all leases
-        surely hold, and ``lost`` which ids have been taken over. Both are called in the keeper's thread.
+        ``presence`` describes the worker for others to read; ``renewed`` hears the boot time until which the leases
+        of these ids surely hold, ``lost`` which ids have been taken over, and ``revoked`` what was revoked since it
+        was last told.
+        They are called in the keeper's thread.
         """
         self._broker = broker
         self._plan = plan
@@ -52,14 +72,21 @@ class LeaseKeeper:
         self._presence = presence
         self._renewed = renewed
         self._lost = lost
+        self._tell_revoked = revoked
+        self._revocations: Revocations | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ids: set[str] = set()
-        self._to_release: dict[str, Collection[str]] = {}
-        self._seen: dict[str, int] = {}
+        self._to_release: dict[str, Ending] = {}
+        self._seen: dict[str, tuple[int, float]] = {}  # suspect -> its beat, and when that was first seen
+        # Seconds between two looks for the dead; where the kernel says who is dead, looking is cheap.
+        kernel = broker.features.lease == "kernel"
+        self._sweep_every = min(plan.lease_sweep, _KERNEL_SWEEP) if kernel else plan.lease_sweep
+        self._back_at = 0.0  # when the broker could be reached again after it could not
         self._down = False
+        self._forget_at = 0.0
         self._leases: Leases | None = None
         self._store: Store | None = None
-        self._next = dict.fromkeys(("renew", "sweep", "expire"), 0.0)
+        self._next = dict.fromkeys(("renew", "sweep", "expire", "revoked"), 0.0)
         self._thread = Thread(target=self._run, name="umbel-leases", daemon=True)
 
     # -- for others ----------------------------------------------------------------------------------------------
@@ -68,7 +95,22 @@ class LeaseKeeper:
         """Connect and start the thread. Raises :exc:`OperationalError` if the broker cannot be reached."""
         self._leases = self._broker.leases()
         self._store = self._broker.store()
+        if self._store is not None and self._tell_revoked is not None:
+            # Before the first process is started: what was revoked while nobody ran must not start.
+            self._revocations = Revocations(self._store)
+            self._revocations.read()
+        self._back_at = time.monotonic()
         self._thread.start()
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The ids of the tasks that must not be started, as far as this worker knows."""
+        return self._revocations.ids if self._revocations is not None else frozenset()
+
+    @property
+    def away(self) -> bool:
+        """Whether the broker could not be reached the last time."""
+        return self._down
 
     def register(self) -> Future[str]:
         """Ask for a new consumer id; the future fails with :exc:`OperationalError` if there is none now."""
@@ -76,9 +118,21 @@ class LeaseKeeper:
         self._jobs.put(lambda: self._register(future))
         return future
 
-    def release(self, id: str, started: Collection[str] = ()) -> None:
+    def release(
+        self,
+        id: str,
+        started: Collection[str] = (),
+        *,
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> None:
         """Give back what a stopped process held, at once if the broker can be reached, else when it can."""
-        self._jobs.put(lambda: self._give_back(id, started))
+        self._jobs.put(lambda: self._give_back(id, Ending(started=started, verdicts=verdicts or {}, cause=cause)))
+
+    def recall(self, id: str, slot: Slot, queues: Sequence[str]) -> None:
+        """Give back what a living process has reserved and not started, because it cannot do it itself."""
+        slot.recall(ASKED)
+        self._jobs.put(lambda: self._recall(id, slot, queues))
 
     def close(self, timeout: float) -> bool:
         """Release every id that is left and stop; return whether all of it was done within the timeout (seconds)."""
@@ -96,7 +150,7 @@ class LeaseKeeper:
                 job = self._jobs.get(timeout=self._pause())
                 if job is None:
                     stop_by = time.monotonic() + self._plan.lease_ttl
-                    self._to_release.update(dict.fromkeys(self._ids, ()))
+                    self._to_release.update(dict.fromkeys(self._ids, Ending()))
                 else:
                     job()
             except queue.Empty:
@@ -120,23 +174,29 @@ class LeaseKeeper:
                 self._renew()
                 self._next["renew"] = now + self._plan.lease_heartbeat
             if now >= self._next["sweep"] and not stopping:
-                self._next["sweep"] = now + self._plan.lease_sweep
+                self._next["sweep"] = now + self._sweep_every
                 self._sweep()
             if now >= self._next["expire"] and not stopping:
                 self._next["expire"] = now + _EXPIRE_EVERY
                 self._expire()
+            if now >= self._next["revoked"] and not stopping:
+                self._next["revoked"] = now + _REVOKED_EVERY
+                self._look_for_revoked()
         except OperationalError as error:
             if not self._down:
                 logger.warning(
                     "consumer: Connection to broker lost. Trying to re-establish the connection... (%s)", error
                 )
             self._down = True
+            # A renewal shows that the broker is back, and is what it is needed for.
+            self._next["renew"] = 0.0
         # The wall of this thread, as above: a driver's defect must not stop the renewals.
         except Exception:
             logger.exception("The lease keeper failed and goes on")
             self._down = True
         else:
             if self._down:
+                self._back_at = time.monotonic()
                 logger.info("consumer: The connection to the broker is back")
             self._down = False
 
@@ -157,13 +217,35 @@ class LeaseKeeper:
         self._ids.add(id)
         future.set_result(id)
 
-    def _give_back(self, id: str, started: Collection[str]) -> None:
-        self._to_release[id] = started
+    def _give_back(self, id: str, ending: Ending) -> None:
+        self._to_release[id] = ending
         self._ids.discard(id)
 
+    def _recall(self, id: str, slot: Slot, queues: Sequence[str]) -> None:
+        # From now on the process starts nothing. What it wrote just before can be read after this pause.
+        time.sleep(SETTLING)
+        started = {execution.tag for execution in slot.executions()}
+        tags = [tag for tag in slot.batch() if tag not in started]
+        try:
+            if tags and id in self._ids:
+                consumer = self._broker.consumer(id, queues)
+                try:
+                    # Those that were settled already are refused.
+                    settled = consumer.settle([_returned(at, tag) for at, tag in enumerate(tags)])
+                finally:
+                    consumer.close()
+                moved = len(tags) - len(settled.refused)
+                if moved:
+                    logger.info("Taking back %d unstarted message(s) of a process that is busy", moved)
+        except (OperationalError, LeaseLost) as error:
+            logger.warning("Unstarted messages of a busy process could not be taken back: %s", error)
+        finally:
+            # Also after an error: when the process comes to it, it gives back by itself what is left.
+            slot.recall(RECALLED)
+
     def _release_all(self) -> None:
-        for id, started in list(self._to_release.items()):
-            moved = self._open.release(id, started=started)
+        for id, ending in list(self._to_release.items()):
+            moved = self._open.release(id, started=ending.started, verdicts=ending.verdicts, cause=ending.cause)
             self._to_release.pop(id, None)
             self._ids.discard(id)
             if moved:
@@ -179,18 +261,32 @@ class LeaseKeeper:
             if self._lost is not None:
                 self._lost(lost)
         if self._renewed is not None:
-            self._renewed(before + self._plan.lease_ttl)
+            self._renewed(before + self._plan.lease_ttl, [id for id in ids if id not in lost])
         if self._store is not None and self._presence is not None:
             value = msgspec.json.encode(self._presence())
             self._store.put(PRESENCE + self._plan.hostname, value, ttl=3 * self._plan.lease_heartbeat)
 
     def _sweep(self) -> None:
-        """Take over from workers whose beat has not changed since the last sweep."""
-        suspects = [suspect for suspect in self._open.suspects() if suspect.id not in self._ids]
-        for suspect in suspects:
-            if self._seen.get(suspect.id) == suspect.beat:
+        """Take over from workers that are dead, or seem so for long enough.
+
+        Seeming so takes a beat that has been there for half a lease at least; and while we have not been connected for
+        a whole lease, the others may only be about to come back as we have.
+        """
+        now = time.monotonic()
+        ttl = self._plan.lease_ttl
+        seen: dict[str, tuple[int, float]] = {}
+        for suspect in self._open.suspects():
+            if suspect.id in self._ids:
+                continue
+            beat, since = self._seen.get(suspect.id, (None, now))
+            twice = beat == suspect.beat
+            if not twice:
+                since = now
+            seen[suspect.id] = suspect.beat, since
+            still = max(suspect.still, now - since)
+            if suspect.dead or (twice and still >= ttl / 2 and now - self._back_at >= ttl):
                 self._reap(suspect)
-        self._seen = {suspect.id: suspect.beat for suspect in suspects}
+        self._seen = seen
 
     def _reap(self, suspect: Suspect) -> None:
         moved = 0
@@ -202,18 +298,31 @@ class LeaseKeeper:
         if moved:
             logger.warning("Restoring %d unacknowledged message(s) of %s", moved, suspect.node or suspect.id)
 
+    def _look_for_revoked(self) -> None:
+        revocations = self._revocations
+        if revocations is None or self._tell_revoked is None:
+            return
+        now = time.monotonic()
+        forget = bool(revocations.ids) and now >= self._forget_at
+        if forget or revocations.changed():
+            self._forget_at = now + _FORGET_EVERY
+            new = revocations.read()
+            if new or forget:
+                self._tell_revoked(new)
+
     def _expire(self) -> None:
         if self._backend is None:
             return
         try:
             self._backend.expire()
-        except BackendError as error:
+        except (BackendError, OperationalError) as error:
             logger.warning("Old results could not be deleted: %s", error)
 
     def _finish(self) -> None:
         try:
             if self._store is not None and self._presence is not None:
                 self._store.delete(PRESENCE + self._plan.hostname)
-            self._open.close()
         except OperationalError as error:
             logger.warning("The worker could not take its leave from the broker: %s", error)
+        finally:
+            self._open.close()

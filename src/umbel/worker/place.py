@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 
+from umbel.interfaces import Verdict
 from umbel.retry import exponential_backoff
-from umbel.worker.process import News, Stacks, Stop, decode_news, encode_line
-from umbel.worker.slots import Slot
+from umbel.worker.process import Command, News, decode_news, encode_line
+from umbel.worker.slots import Slot, Started
 
 _BACKOFF_FIRST = 0.5
 _BACKOFF_MAX = 30.0
@@ -25,6 +27,7 @@ class Place:
         self.due = 0.0
         self.failures = 0
         self.registering: Future[str] | None = None
+        self.asked_at = 0.0  # boot-time seconds at which the id was asked for
         self.consumer: str | None = None
         self.number = 0
         self.pid = 0
@@ -33,6 +36,12 @@ class Place:
         self.reason = ""
         self.stop_sent = False
         self.killed = False
+        self.verdicts: dict[str, Verdict] = {}
+        self.doomed: dict[str, Verdict] = {}
+        self.counted: set[str] = set()
+        self.seen: tuple[int, int] = (0, 0)
+        self.moved_at = 0.0
+        self.recalled = 0
         self.totals: dict[str, int] = {}
         self._buffer = b""
         self._started_at = 0.0
@@ -42,16 +51,22 @@ class Place:
         """Whether no process is here and none is on its way."""
         return self.consumer is None and self.registering is None
 
-    @property
-    def running_tag(self) -> str | None:
-        """The tag of the delivery that the process runs, or ran when it died."""
-        return self.slot.current()[0]
+    def running(self) -> list[Started]:
+        """Return what the process runs, or ran when it died."""
+        return self.slot.running()
 
     def occupy(self, consumer: str, number: int, sock: socket.socket) -> None:
         """Note the process that is being started here."""
         sock.setblocking(False)
         self.consumer, self.number, self.sock = consumer, number, sock
-        self._started_at = time.monotonic()
+        self._started_at = self.moved_at = time.monotonic()
+
+    def stands_still(self, running: Sequence[Started], now: float) -> float:
+        """Return for how many seconds no task has begun or ended here; 0.0 while nothing runs."""
+        seen = (max((each.token for each in running), default=0), self.slot.processed())
+        if seen != self.seen or not running:
+            self.seen, self.moved_at = seen, now
+        return now - self.moved_at
 
     def vacate(self) -> None:
         """Forget the process that was here."""
@@ -60,12 +75,13 @@ class Place:
         self.consumer, self.sock, self.pid, self._buffer = None, None, 0, b""
         self.ready, self.reason, self.totals = False, "", {}
         self.stop_sent = self.killed = False
+        self.verdicts, self.doomed, self.counted, self.recalled = {}, {}, set(), 0
 
     def lived_badly(self) -> bool:
         """Whether the process ended before it was of any use."""
         if not self.ready:
             return True
-        busy = self.running_tag is not None or self.slot.processed() > 0
+        busy = bool(self.running()) or self.slot.processed() > 0
         return not busy and not self.reason and time.monotonic() - self._started_at < _SHORT_LIFE
 
     def start_at_once(self) -> None:
@@ -77,7 +93,7 @@ class Place:
         self.due = time.monotonic() + exponential_backoff(_BACKOFF_FIRST, self.failures, _BACKOFF_MAX)
         self.failures += 1
 
-    def send(self, command: Stop | Stacks) -> None:
+    def send(self, command: Command) -> None:
         """Tell the process something, if it still listens."""
         with contextlib.suppress(OSError):
             if self.sock is not None:

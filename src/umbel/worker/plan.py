@@ -13,6 +13,7 @@ from umbel.interfaces import QueueSpec
 from umbel.utils.nodenames import default_nodename, host_format
 from umbel.worker.engine import EngineOptions
 from umbel.worker.executors import POOLS
+from umbel.worker.slots import RING
 
 _FORKING_POOLS = ("prefork", "processes")
 _CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
@@ -30,6 +31,10 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     settle_window: float = 0.002
     max_tasks: int | None = None
     max_memory: int | None = None
+    max_age: float | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    stuck_after: float | None = None
     shutdown_timeout: float | None = 25.0
     soft_shutdown_timeout: float = 0.0
     lease_ttl: float = 30.0
@@ -38,11 +43,17 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     logfile: str | None = None
     loglevel: str | int = "WARNING"
     task_events: bool = False
+    health_port: str | None = None
 
     @property
     def forks(self) -> bool:
         """Whether each process runs one task at a time in its main thread."""
         return self.pool in _FORKING_POOLS
+
+    @property
+    def slot_capacity(self) -> int:
+        """How many executions of one process may have started without being settled."""
+        return RING if self.forks or self.pool == "solo" else 2 * self.concurrency + 8
 
     @property
     def total(self) -> int:
@@ -59,6 +70,8 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
             settle_window=self.settle_window,
             max_tasks=self.max_tasks,
             max_memory=self.max_memory,
+            time_limit=self.time_limit,
+            soft_time_limit=self.soft_time_limit,
         )
 
 
@@ -74,6 +87,7 @@ def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
     factor = _at_least_one("--processes", given.get("processes", conf.worker_processes) or 1)
     forks = pool in _FORKING_POOLS
     concurrency = 1 if forks or pool == "solo" else wanted
+    soft, hard = _limits(conf, given)
     return WorkerPlan(
         hostname=node_of(given.get("hostname")),
         pool=pool,
@@ -84,6 +98,10 @@ def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
         settle_window=conf.settle_window,
         max_tasks=given.get("max_tasks_per_child", conf.worker_max_tasks_per_child) or None,
         max_memory=given.get("max_memory_per_child", conf.worker_max_memory_per_child) or None,
+        max_age=given.get("max_age_per_child", conf.worker_max_age_per_child) or None,
+        time_limit=hard,
+        soft_time_limit=soft,
+        stuck_after=conf.stuck_after,
         shutdown_timeout=conf.worker_shutdown_timeout,
         soft_shutdown_timeout=conf.worker_soft_shutdown_timeout or 0.0,
         lease_ttl=conf.lease_ttl,
@@ -92,6 +110,7 @@ def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
         logfile=given.get("logfile"),
         loglevel=given.get("loglevel", "WARNING"),
         task_events=bool(given.get("task_events", conf.worker_send_task_events)),
+        health_port=given.get("health_port"),
     )
 
 
@@ -154,6 +173,19 @@ def _prefetch(conf: Any, given: Mapping[str, Any], concurrency: int) -> int | No
         # Only a bound that somebody asked for: without one the engine reads ahead as far as it pays.
         multiplier = conf.worker_prefetch_multiplier
     return int(multiplier) * concurrency if multiplier else None
+
+
+def _limits(conf: Any, given: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    soft = given.get("soft_time_limit", conf.task_soft_time_limit) or None
+    hard = given.get("time_limit", conf.task_time_limit) or None
+    if (soft is not None and soft < 0) or (hard is not None and hard < 0):
+        raise ImproperlyConfigured(f"a time limit cannot be negative (soft {soft}, hard {hard}); 0 is for none")
+    if soft is not None and hard is not None and soft > hard:
+        raise ImproperlyConfigured(
+            f"the soft time limit ({soft} s) must not be longer than the hard one ({hard} s): see "
+            "task_soft_time_limit, task_time_limit, --soft-time-limit and --time-limit"
+        )
+    return soft, hard
 
 
 def _queues(app: Any, names: Iterable[str] | None, excluded: Iterable[str] | None) -> tuple[QueueSpec, ...]:

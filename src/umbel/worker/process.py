@@ -13,17 +13,21 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 import msgspec
 
 from umbel import signals
-from umbel.exceptions import OperationalError
+from umbel.exceptions import OperationalError, Terminated
+from umbel.revoking import Revocations, store_of
 from umbel.utils.log import set_process_name, setup_logging
 from umbel.worker.engine import Engine
 from umbel.worker.executors import make_executor
+from umbel.worker.limits import Limiter
 from umbel.worker.plan import WorkerPlan
 from umbel.worker.runner import TaskRunner
 from umbel.worker.slots import SlotTable
@@ -32,14 +36,20 @@ logger = logging.getLogger("celery.pool")
 
 EX_UNAVAILABLE = 69
 _REPORT_EVERY = 1.0
+#: A signal that no program uses, where there are such; it is for the stacks of a process that is stuck.
+DUMP_SIGNAL: int | None = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else None
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What a child is told when it is forked: its place, how many came before it, and its consumer id."""
+    """What a child is told when it is forked: its place, how many came before it, and its consumer id.
+
+    ``revoked`` says that there are revocations to read before the first task.
+    """
 
     place: int
     number: int
     consumer: str
+    revoked: bool = False
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -50,6 +60,17 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
 
 class Stacks(msgspec.Struct, tag=True, frozen=True):
     """Write the stack of every thread to the log."""
+
+
+class Revoked(msgspec.Struct, tag=True, frozen=True):
+    """Read the revocations again: they changed."""
+
+
+class Terminate(msgspec.Struct, tag=True, frozen=True):
+    """Raise :exc:`Terminated` in this task, if it runs here."""
+
+    id: str
+    signum: int
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -69,9 +90,9 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
-Command = Stop | Stacks
+Command = Stop | Stacks | Revoked | Terminate
 News = Ready | Report | Ended
-_commands = msgspec.json.Decoder(Stop | Stacks)
+_commands = msgspec.json.Decoder(Stop | Stacks | Revoked | Terminate)
 _news = msgspec.json.Decoder(Ready | Report | Ended)
 
 
@@ -98,6 +119,9 @@ class Child:
         self._engine: Engine | None = None
         self._stop_asked: Stop | None = None
         self._reported: dict[str, int] = {}
+        self._revocations: Revocations | None = None
+        self._read_revoked = start.revoked
+        self._retire_at = time.monotonic() + plan.max_age if plan.max_age else float("inf")
 
     def run(self) -> int:
         """Work until stopped and return the exit code."""
@@ -105,6 +129,7 @@ class Child:
         # Sent to a whole process group by terminals and service managers: the supervisor decides about the others.
         signal.signal(signal.SIGTERM, lambda *_: self._stop(self._plan.shutdown_timeout))
         self._own_logfile()
+        register_dump()
         commands = threading.Thread(target=self._listen, name="umbel-commands", daemon=True)
         commands.start()
         signals.worker_process_init.send(sender=None)
@@ -137,8 +162,12 @@ class Child:
             runner=runner,
             options=plan.engine_options(),
             slot=self._slot,
+            # SIGALRM belongs to the tasks, and SIGUSR1 means something to supervisors only.
+            limiter=Limiter(signal.SIGUSR1 if executor.features.inline else None),
         )
         self._engine = engine
+        if self._read_revoked:
+            self._read_revocations(engine)
         if self._stop_asked is not None:
             engine.stop(self._stop_asked.timeout)
         self._tell(Ready())
@@ -165,7 +194,7 @@ class Child:
         while True:
             readable, _, _ = select.select([self._sock], [], [], _REPORT_EVERY)
             if not readable:
-                self._report()
+                self._every_second()
                 continue
             try:
                 data = self._sock.recv(4096)
@@ -181,8 +210,38 @@ class Child:
     def _obey(self, command: Command) -> None:
         if isinstance(command, Stop):
             self._stop(command.timeout)
+        elif isinstance(command, Revoked):
+            self._read_revoked = True
+            self._every_second()
+        elif isinstance(command, Terminate):
+            if self._engine is not None:
+                self._engine.interrupt(command.id, Terminated(command.signum))
         else:
             dump_stacks()
+
+    def _every_second(self) -> None:
+        self._report()
+        engine = self._engine
+        if engine is None:
+            return
+        if time.monotonic() >= self._retire_at:
+            engine.retire("max_age")
+        if self._read_revoked:
+            try:
+                self._read_revocations(engine)
+            except OperationalError as error:
+                logger.warning("The revocations could not be read, and will be in a second: %s", error)
+
+    def _read_revocations(self, engine: Engine) -> None:
+        if self._revocations is None:
+            self._revocations = Revocations(store_of(self._app))
+        self._read_revoked = False
+        try:
+            self._revocations.read()
+        except OperationalError:
+            self._read_revoked = True
+            raise
+        engine.revoked = self._revocations.ids
 
     def _report(self) -> None:
         engine = self._engine
@@ -201,15 +260,28 @@ class Child:
 
 def dump_stacks() -> None:
     """Write the stack of every thread to the log's own stream."""
+    stream = _log_stream()
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(f"--- stacks of process {os.getpid()} ---\n")
+        stream.flush()
+        faulthandler.dump_traceback(file=stream, all_threads=True)
+
+
+def register_dump() -> None:
+    """Have :data:`DUMP_SIGNAL` write the stacks, also while C code does not let Python run."""
+    if DUMP_SIGNAL is not None:
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.register(DUMP_SIGNAL, file=_log_stream(), all_threads=True, chain=False)
+
+
+def _log_stream() -> Any:
     for handler in logging.getLogger().handlers:
         stream = getattr(handler, "stream", None)
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if stream is not None:
-                stream.write(f"--- stacks of process {os.getpid()} ---\n")
-                stream.flush()
-                faulthandler.dump_traceback(file=stream, all_threads=True)
-                return
-    faulthandler.dump_traceback(all_threads=True)
+                stream.fileno()
+                return stream
+    return sys.__stderr__
 
 
 def run_child(app: Any, plan: WorkerPlan, slots: SlotTable, payload: bytes, sock: socket.socket) -> int:

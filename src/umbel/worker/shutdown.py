@@ -3,6 +3,8 @@
     running ──TERM, INT, HUP──> warm ──2nd, QUIT──> cold
        └───────────QUIT─────────────────────────────^
 
+Without a terminal a SIGHUP asks for a new start after the warm stop; with one it says that the terminal is closed.
+
 Warm: nothing more is reserved, what runs may finish for ``worker_shutdown_timeout`` seconds. Cold: what runs gets
 ``worker_soft_shutdown_timeout`` seconds (0), then it is given back.
 """
@@ -25,6 +27,11 @@ logger = logging.getLogger("celery.worker")
 
 SHUTDOWN_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 FOREVER = float("inf")
+#: What a worker returns that is to be started anew.
+EX_RESTART = -1
+EX_UNAVAILABLE = 69
+#: Seconds for which a worker that stops tries to give back what it held.
+RELEASE_TIME = 5.0
 
 
 class Shutdown:
@@ -39,7 +46,9 @@ class Shutdown:
         self.asked = threading.Event()
         self.how = ""
         self.exit_code = 0
+        self.restart = False
         self.hastened = False
+        self._terminal = sys.stdout is not None and sys.stdout.isatty()
 
     def on_signal(self, number: int, frame: object = None) -> None:
         """Note a signal. Does nothing else: a handler may run in the middle of anything."""
@@ -58,6 +67,13 @@ class Shutdown:
         self.hastened = False
         while self._received:
             self._one(self._received.popleft())
+
+    def ended(self, clean: bool) -> int:
+        """Return the exit code of the worker; ``clean`` says that nothing is held any more."""
+        if not clean:
+            logger.error("The broker is away: what this worker held goes back when its leases end.")
+            return self.exit_code or EX_UNAVAILABLE
+        return EX_RESTART if self.restart else self.exit_code
 
     def left(self, now: float) -> float | None:
         """Return the seconds that running tasks still get; None is for ever."""
@@ -80,15 +96,19 @@ class Shutdown:
 
     def _warm(self, number: int) -> None:
         self.how = "warm"
-        self._tell("Warm", number)
+        if number == signal.SIGHUP and not self._terminal:
+            self.restart = True
+            say(f"Restarting worker ({' '.join(sys.argv)})")
         if number == signal.SIGINT:
-            say("worker: Hitting Ctrl+C again will terminate all running tasks!")
+            say("\nworker: Hitting Ctrl+C again will initiate cold shutdown, terminating all running tasks!")
+        self._tell("Warm", number)
         timeout = self._plan.shutdown_timeout
         self._deadline = FOREVER if timeout is None else time.monotonic() + timeout
         self.hastened = True
 
     def _cold(self, number: int, *, again: bool) -> None:
         self.how = "cold"
+        self.restart = False
         # As a shell reports a program that the signal ended; Celery's own code for a cold stop is 1.
         self.exit_code = 128 + number if again else 1
         self._tell("Cold", number)

@@ -20,22 +20,27 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from umbel import signals
 from umbel.exceptions import OperationalError
+from umbel.interfaces import Verdict
+from umbel.revoking import Revocation
 from umbel.worker.connecting import connect
+from umbel.worker.enforcer import Enforcer
 from umbel.worker.executors import make_executor
+from umbel.worker.health import Health
 from umbel.worker.leases import LeaseKeeper
 from umbel.worker.place import Place
 from umbel.worker.plan import WorkerPlan
-from umbel.worker.process import Ended, News, Ready, Report, Stacks, Start, Stop, dump_stacks, run_child
-from umbel.worker.shutdown import SHUTDOWN_SIGNALS, Shutdown
-from umbel.worker.slots import SlotTable
+from umbel.worker.process import Ended, News, Ready, Report, Revoked, Stacks, Start, Stop, dump_stacks, run_child
+from umbel.worker.shutdown import RELEASE_TIME, SHUTDOWN_SIGNALS, Shutdown
+from umbel.worker.slots import LOST, SlotTable, boot_time
+from umbel.worker.verdicts import cause_of_death, lost_verdict
 from umbel.worker.zygote import Exited, Forked, ForkFailed, Zygote, ZygoteLost, open_connections
 
 logger = logging.getLogger("celery.worker")
@@ -45,7 +50,6 @@ EX_OK = 0
 EX_FAILURE = 1
 
 _KILL_GRACE = 0.5
-_TICK = 1.0
 
 
 class Supervisor:
@@ -57,7 +61,7 @@ class Supervisor:
         self._plan = plan
         self._url = url
         self._before_start = before_start
-        self._slots = SlotTable(plan.processes)
+        self._slots = SlotTable(plan.processes, plan.slot_capacity)
         self._places = [Place(index, self._slots[index]) for index in range(plan.processes)]
         self._shutdown = Shutdown(plan)
         self._selector = selectors.DefaultSelector()
@@ -67,7 +71,10 @@ class Supervisor:
         self._finished_totals: Counter[str] = Counter()
         self._zygote: Zygote | None = None
         self._keeper: LeaseKeeper | None = None
+        self._enforcer = Enforcer(app, plan, kill=self._kill, recall=self._recall)
+        self._revoked: deque[Sequence[Revocation]] = deque()
         self._started_at = time.time()
+        self._health = Health(plan.hostname, plan.health_port)
 
     def run(self) -> int:
         """Run until stopped and return the exit code. Called once, before any thread or connection exists."""
@@ -75,21 +82,22 @@ class Supervisor:
         # What the children need is imported here, once for all of them.
         make_executor(self._plan.pool, self._plan.concurrency)
         zygote = self._zygote = Zygote.start(self._child)
+        self._health.start()
         with self._signals():
+            code, clean = EX_FAILURE, True
             try:
-                return self._run(zygote)
+                code = self._run(zygote)
             except ZygoteLost as error:
                 logger.critical("%s. The worker ends; what its processes held goes back.", error)
                 for place in self._places:
-                    tag = place.running_tag
-                    self._leave(place, started=(tag,) if tag is not None else ())
-                return EX_FAILURE
+                    self._leave(place, started=[each.tag for each in place.running()], cause="its zygote ended")
             finally:
                 zygote.close()
-                if self._keeper is not None and not self._keeper.close(self._plan.lease_ttl):
-                    logger.error("The broker is away: what this worker held goes back when its leases end.")
+                clean = self._keeper is None or self._keeper.close(RELEASE_TIME)
                 signals.worker_shutdown.send(sender=self)
+                self._health.close()
                 self._app.close()
+            return code or self._shutdown.ended(clean)
 
     @property
     def hostname(self) -> str:
@@ -112,6 +120,8 @@ class Supervisor:
             backend=self._app.backend,
             presence=self.describe,
             renewed=self._renewed,
+            lost=self._lost,
+            revoked=self._on_revoked,
         )
         self._keeper.start()
         self._selector.register(zygote, selectors.EVENT_READ, self._on_zygote)
@@ -120,6 +130,8 @@ class Supervisor:
             self._shutdown.advance()
             for place in self._places:
                 self._tend(place)
+            self._enforcer.tend(self._places)
+            self._health.look(self._places, away=self._keeper.away, stopping=self._shutdown.asked.is_set())
             for key, _ in self._selector.select(self._patience()):
                 key.data()
         return self._shutdown.exit_code
@@ -151,6 +163,7 @@ class Supervisor:
             self._stop(place, now)
         elif place.empty and place.due <= now:
             assert self._keeper is not None
+            place.asked_at = boot_time()
             place.registering = self._keeper.register()
             place.registering.add_done_callback(self._wake)
 
@@ -168,8 +181,10 @@ class Supervisor:
             return
         self._numbers += 1
         place.slot.clear()
+        place.slot.renewed(place.asked_at + self._plan.lease_ttl)
         signals.worker_before_create_process.send(sender=self)
-        order = Start(place=place.index, number=self._numbers, consumer=consumer)
+        revoked = bool(self._keeper.revoked)
+        order = Start(place=place.index, number=self._numbers, consumer=consumer, revoked=revoked)
         sock = self._zygote.fork(place.index, msgspec.json.encode(order))
         place.occupy(consumer, self._numbers, sock)
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_news(place))
@@ -182,22 +197,33 @@ class Supervisor:
             place.stop_sent = True
             place.send(Stop(timeout))
         if place.pid and timeout is not None and now > self._shutdown.kill_at(_KILL_GRACE):
-            assert self._zygote is not None
-            place.killed = True
-            self._zygote.kill(place.pid, signal.SIGKILL)
+            self._kill(place, signal.SIGKILL)
+
+    def _kill(self, place: Place, number: int) -> None:
+        assert self._zygote is not None
+        place.killed = place.killed or number == signal.SIGKILL
+        self._zygote.kill(place.pid, number)
+
+    def _recall(self, place: Place) -> None:
+        assert self._keeper is not None and place.consumer is not None
+        self._keeper.recall(place.consumer, place.slot, [queue.name for queue in self._plan.queues])
 
     def _patience(self) -> float:
         """Return how long the loop may wait."""
         now = time.monotonic()
         if self._shutdown.asked.is_set():
-            return min(_TICK, max(0.02, self._shutdown.kill_at(_KILL_GRACE) - now))
+            return min(self._enforcer.patience(now), max(0.02, self._shutdown.kill_at(_KILL_GRACE) - now))
         due = [place.due - now for place in self._places if place.empty]
-        return max(0.0, min(due, default=_TICK))
+        return max(0.0, min([self._enforcer.patience(now), *due]))
 
     # -- events --------------------------------------------------------------------------------------------------
 
     def _on_wake(self) -> None:
         self._wake_read.recv(4096)
+        while self._revoked:
+            self._enforcer.revoked(self._revoked.popleft())
+            for place in self._places:
+                place.send(Revoked())
         for number in self._shutdown.take_others():
             if number == signal.SIGUSR1:
                 dump_stacks()
@@ -216,7 +242,7 @@ class Supervisor:
 
     def _on_fork_failed(self, place: Place, reason: str) -> None:
         pool_logger.error("A process cannot be started: %s", reason)
-        self._leave(place, started=())
+        self._leave(place)
         place.start_later()
 
     def _on_exit(self, event: Exited) -> None:
@@ -225,23 +251,36 @@ class Supervisor:
             return
         self._on_news(place, dead=True)
         bad = place.lived_badly()
-        tag = place.running_tag
+        cause = cause_of_death(event.code)
         crashed = event.code != 0 and not place.killed
+        started, verdicts = set(place.counted), dict(place.verdicts)
         if crashed:
-            text = "Process 'ForkPoolWorker-%d' pid:%d exited with '%s'"
-            pool_logger.error(text, place.number, event.pid, _exit_words(event.code))
-        # Only a crash counts as a delivery: a task that was still running when we stopped did nothing wrong.
-        self._leave(place, started=(tag,) if tag is not None and crashed else ())
+            pool_logger.error("Process 'ForkPoolWorker-%d' pid:%d exited with '%s'", place.number, event.pid, cause)
+            # Only a crash counts as a delivery: what still ran when we stopped it did nothing wrong.
+            for each in place.running():
+                verdict = place.doomed.get(each.tag) or lost_verdict(self._app, each.task, cause)
+                if verdict is not None:
+                    verdicts[each.tag] = verdict
+                else:
+                    started.add(each.tag)
+        self._leave(place, started=started, verdicts=verdicts, cause=cause)
         if bad and crashed:
             place.start_later()
         else:
             place.start_at_once()
 
-    def _leave(self, place: Place, *, started: tuple[str, ...]) -> None:
+    def _leave(
+        self,
+        place: Place,
+        *,
+        started: Collection[str] = (),
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> None:
         if place.sock is not None:
             self._selector.unregister(place.sock)
         if place.consumer is not None and self._keeper is not None:
-            self._keeper.release(place.consumer, started)
+            self._keeper.release(place.consumer, started, verdicts=verdicts, cause=cause)
         # Replaced, never changed: the keeper's thread reads it.
         self._finished_totals = self._finished_totals + Counter(place.totals)
         place.vacate()
@@ -269,9 +308,20 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0")
 
-    def _renewed(self, valid_until: float) -> None:
-        for slot in self._slots:
-            slot.renewed(valid_until)
+    def _renewed(self, valid_until: float, ids: Collection[str]) -> None:
+        for place in self._places:
+            if place.consumer in ids:
+                place.slot.renewed(valid_until)
+
+    def _lost(self, ids: Collection[str]) -> None:
+        for place in self._places:
+            if place.consumer in ids:
+                # Long over: the process starts nothing more, and makes room for one with a new id.
+                place.slot.renewed(LOST)
+
+    def _on_revoked(self, revocations: Sequence[Revocation]) -> None:
+        self._revoked.append(revocations)
+        self._wake(None)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -287,6 +337,9 @@ class Supervisor:
             signal.set_wakeup_fd(old_fd)
             for number, handler in old.items():
                 signal.signal(number, handler)
+            self._selector.close()
+            self._wake_read.close()
+            self._wake_write.close()
 
 
 def _warn_of_leaks() -> None:
@@ -298,12 +351,3 @@ def _warn_of_leaks() -> None:
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate()[1:])
         logger.warning("The app started threads while it was imported (%s); no process will have them.", names)
-
-
-def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exitcode {code}"
-    try:
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"signal {-code}"

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Final
 
 from umbel.brokers.redis.client import Source, Unconfirmed
 from umbel.brokers.redis.consumer import RedisConsumer
+from umbel.brokers.redis.durability import durability
 from umbel.brokers.redis.layout import COUNT_HELD, PUBLISH, PURGE, PUT, Layout, Results, from_ms, lease_options, run_id
 from umbel.brokers.redis.leases import RedisLeases
+from umbel.brokers.redis.letters import RedisDeadLetters
 from umbel.brokers.redis.link import Link, LinkPool, Word
 from umbel.brokers.redis.pubsub import RedisPubSub
 from umbel.brokers.redis.store import RedisStore
@@ -20,6 +22,7 @@ from umbel.interfaces import (
     Broker,
     BrokerFeatures,
     Clock,
+    Durability,
     Outgoing,
     Peeked,
     Place,
@@ -52,6 +55,7 @@ class RedisBroker(Broker):
         "_keep_dead",
         "_layout",
         "_leases",
+        "_patience",
         "_pool",
         "_results",
         "_source",
@@ -78,7 +82,8 @@ class RedisBroker(Broker):
         self._dedupe_ms = int(float(options.get("publish_dedupe", 120.0) or 0) * 1000)
         self._keep_dead = int(options.get("dead_letters", KEEP_DEAD))
         # Publishing has a deadline of its own.
-        self._pool = LinkPool(self._source, timeout=float(options.get("publish_timeout", 2.0)))
+        self._patience = float(options.get("publish_timeout", 2.0))
+        self._pool = LinkPool(self._source, timeout=self._patience)
         self._desk = LinkPool(self._source)
         self._results = Results()
 
@@ -111,13 +116,15 @@ class RedisBroker(Broker):
 
     # -- publish -------------------------------------------------------------------------------------------------
 
-    def publish(self, batch: Sequence[Outgoing], *, transaction: object | None = None) -> Sequence[Published]:
+    def publish(
+        self, batch: Sequence[Outgoing], *, transaction: object | None = None, timeout: float | None = None
+    ) -> Sequence[Published]:
         """Queue the messages: one round trip for each 500 of them and each MiB."""
         if transaction is not None:
             raise ValueError("Redis cannot join a database transaction; publish after it has committed")
         if not batch:
             return []
-        link = self._pool.take()
+        link = self._pool.take(None if timeout == self._patience and len(batch) == 1 else timeout)
         outcomes: list[Published] = []
         try:
             if len(batch) == 1:
@@ -127,6 +134,7 @@ class RedisBroker(Broker):
         except Unconfirmed as error:
             raise PublishUnknown(batch[len(outcomes)].task_id, str(error)) from error
         except OperationalError as error:
+            link.close()
             if not outcomes:
                 raise
             reason = f"{len(outcomes)} of {len(batch)} were queued: {error}"
@@ -179,15 +187,8 @@ class RedisBroker(Broker):
         yield args
 
     def _item(self, outgoing: Outgoing) -> tuple[str, str, bytes]:
-        message = outgoing.message
-        seen = ""
-        if self._dedupe_ms:
-            seen = outgoing.task_id
-            headers = message.headers
-            # Each retry and each replacement of a task is a publish of its own, of the same id.
-            if headers.get("retries") or headers.get("replaced_task_nesting"):
-                seen += f"\n{headers.get('retries') or 0}\n{headers.get('replaced_task_nesting') or 0}"
-        return self._layout.item(outgoing, encode_envelope(message), seen)
+        seen = outgoing.repeat_key if self._dedupe_ms else ""
+        return self._layout.item(outgoing, encode_envelope(outgoing.message), seen)
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -203,9 +204,18 @@ class RedisBroker(Broker):
         """Return the keeper of consumer ids."""
         return RedisLeases(self._source, self._layout, self._clock, *self._leases)
 
+    def dead(self) -> RedisDeadLetters:
+        """Return the dead letters of every queue."""
+        return RedisDeadLetters(self._desk, self._layout)
+
     def pubsub(self) -> RedisPubSub:
         """Return the channel for remote control and events."""
         return RedisPubSub(self._source, self._desk, self._layout.prefix, self._source.options)
+
+    def durability(self) -> Durability:
+        """Return what this server keeps, by what it says of itself."""
+        with self._desk.link() as link:
+            return durability(link)
 
     def store(self) -> RedisStore:
         """Return the small shared store."""
@@ -226,14 +236,16 @@ class RedisBroker(Broker):
         with self._desk.link() as link:
             if place is Place.HELD:
                 return int(link.run(COUNT_HELD, (), [*self._layout.told(), queue]))
-            if place is Place.SCHEDULED:
-                return int(link.call("ZCARD", self._layout.key(f"delayed:{queue}")))
+            if place is not Place.READY:
+                return int(link.call("ZCARD", *self._place_keys(queue, place)))
             return sum(link.pipeline([("LLEN", key) for key in self._place_keys(queue, place)]))
 
     def purge(self, queue: str, place: Place = Place.READY) -> int:
         """Discard what is there now. What a consumer holds cannot be discarded: ValueError."""
         if place is Place.HELD:
             raise ValueError("held messages cannot be purged: their consumers are working on them")
+        if place is Place.DEAD:
+            return self.dead().purge(queue)
         scheduled = queue if place is Place.SCHEDULED else ""
         with self._desk.link() as link:
             return int(link.run(PURGE, self._place_keys(queue, place), [*self._layout.told(), scheduled]))
@@ -242,14 +254,14 @@ class RedisBroker(Broker):
         """Return the next messages without taking them; of dead letters the latest."""
         if limit <= 0:
             return []
+        if place is Place.DEAD:
+            return self.dead().page(queue, limit=limit)
         with self._desk.link() as link:
             if place is Place.HELD:
                 return self._peek_held(link, queue, limit)
             if place is Place.SCHEDULED:
                 rows = link.call("ZRANGE", self._layout.key(f"delayed:{queue}"), 0, limit - 1, "WITHSCORES")
                 return [Peeked(raw=row.split(b"\0", 2)[2], queue=queue, at=from_ms(due)) for row, due in rows]
-            if place is Place.DEAD:
-                return [_dead(row, queue) for row in link.call("LRANGE", *self._place_keys(queue, place), 0, limit - 1)]
             pages = link.pipeline([("LRANGE", key, -limit, -1) for key in self._place_keys(queue, place)])
         raws = [raw for page in pages for raw in reversed(page)]
         return [Peeked(raw=raw, queue=queue) for raw in raws[:limit]]
@@ -280,11 +292,6 @@ def _conclude(args: list[Word], refused: list[Any], outcomes: list[Published]) -
         id = holder or str(args[_HEAD + 3 * position + 1]).partition("\n")[0]
         outcomes_of_part[position] = Published(PublishStatus.DUPLICATE, id)
     outcomes += outcomes_of_part
-
-
-def _dead(row: bytes, queue: str) -> Peeked:
-    at, reason, detail, raw = row.split(b"\0", 3)
-    return Peeked(raw=raw, queue=queue, reason=reason.decode(), detail=detail.decode(), at=from_ms(at))
 
 
 def _checked(queue: str) -> str:

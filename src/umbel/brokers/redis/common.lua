@@ -11,11 +11,14 @@
 --   inf:<id>        hash tag -> held message (see give.lua)
 --   ends:<queue>    list of messages ended outside an engine (see give.lua)
 --   dc              hash sha1 of a message -> deliveries of it that crashed; only for those that had one
+--   crashes         hash sha1 of the same messages -> lines of ms TAB id of the consumer TAB cause, the latest last
 --   delayed:<queue> zset of messages -> due moment in ms (see give.lua)
 --   due             zset queue -> due moment of its first delayed message
---   ids             counter that keeps equal delayed messages apart
+--   ids             counter that keeps equal delayed messages apart, and gives dead letters their keys
 --   gate:<name>     list of messages that wait at a gate (see give.lua)
---   dead:<queue>    list of dead letters: ms NUL reason NUL detail NUL message
+--   dead            set of the queues that have dead letters
+--   dead:<queue>    zset of the keys of its dead letters; the score is the key itself
+--   letters:<queue> hash key -> dead letter (see give.lua)
 --   unique:<key>    id of the task that holds the key
 --   seen:<id>       set while a publish of this task id counts as a repeat
 --   store, store:x  hash and zset of the small store (see store.lua)

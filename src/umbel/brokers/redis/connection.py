@@ -7,9 +7,12 @@ thing that was used of it. Everything that is said before the first command goes
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from umbel.exceptions import ImproperlyConfigured, OperationalError
@@ -21,24 +24,45 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import ssl
-
-    from umbel.brokers.redis.client import Target
+    from concurrent.futures import Future
 
 if not hasattr(hiredis, "PushNotification"):
     raise ImproperlyConfigured(f"Redis needs hiredis 3.2 or newer, not {hiredis.__version__}: pip install -U hiredis")
 
 _READ_SIZE: Final = 65536
 _OLD: Final = "needs Redis 6 or newer (it does not know the command HELLO)"
+#: Names that are being looked up now, by process: who asks for the same one waits for the same answer.
+_lookups: Final[dict[tuple[int, str, int], Future[list[Any]]]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One server to try. Its ``repr`` shows no password."""
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""  # of a Unix socket, in place of host and port
+    db: int = 0
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    master_name: str = ""  # set for a Sentinel: the server it is asked for
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The server's address, for messages."""
+        return self.path or f"{self.host}:{self.port}"
 
 
 def connect(target: Target, timeout: float) -> socket.socket:
     """Return a socket on which the next reply is that of the next command.
 
-    Connecting, TLS and the greeting share the timeout (seconds). Raises ``OSError`` where the server cannot be
-    reached and :exc:`OperationalError` where it refuses.
+    Looking up the name, connecting, TLS and the greeting share the timeout (seconds). Raises ``OSError`` where the
+    server cannot be reached and :exc:`OperationalError` where it refuses.
     """
     deadline = time.monotonic() + timeout
-    sock = _dial(target, timeout)
+    sock = _dial(target, deadline)
     try:
         commands = _greeting(target)
         _ask(sock, commands, deadline)
@@ -55,17 +79,18 @@ def ask(target: Target, timeout: float, *words: str) -> Any:
         return _ask(sock, [words], deadline)[0]
 
 
-def _dial(target: Target, timeout: float) -> socket.socket:
+def _dial(target: Target, deadline: float) -> socket.socket:
     if target.path:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        return _reach(socket.AF_UNIX, target.path, _left(deadline))
+    addresses = _addresses(target.host, target.port, _left(deadline))
+    for tried, (family, _, _, _, address) in enumerate(addresses):
         try:
-            sock.settimeout(timeout)
-            sock.connect(target.path)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    sock = socket.create_connection((target.host, target.port), timeout)
+            # One that does not answer leaves time for those behind it.
+            sock = _reach(family, address, _left(deadline) / (len(addresses) - tried))
+            break
+        except OSError:
+            if tried == len(addresses) - 1:
+                raise
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.extras.get("socket_keepalive"):
@@ -73,11 +98,57 @@ def _dial(target: Target, timeout: float) -> socket.socket:
             for option, value in (target.extras.get("socket_keepalive_options") or {}).items():
                 sock.setsockopt(socket.IPPROTO_TCP, int(option), int(value))
         if target.tls:
+            sock.settimeout(_left(deadline))
             sock = tls_context(target.extras).wrap_socket(sock, server_hostname=target.host)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _reach(family: int, address: Any, timeout: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _addresses(host: str, port: int, timeout: float) -> list[Any]:
+    """Return what ``getaddrinfo`` says, which knows no deadline, or raise ``OSError`` after the timeout (seconds)."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass  # a name
+    from concurrent.futures import Future
+
+    key = os.getpid(), host, port
+    own: Future[list[Any]] = Future()
+    answer = _lookups.setdefault(key, own)
+    if answer is own:
+        threading.Thread(target=_look_up, args=(key, own), name="umbel-lookup", daemon=True).start()
+    try:
+        return answer.result(timeout)
+    except TimeoutError:
+        raise TimeoutError(f"the name {host!r} could not be looked up within {timeout:.1f} s") from None
+
+
+def _look_up(key: tuple[int, str, int], answer: Future[list[Any]]) -> None:
+    try:
+        found = socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
+    except OSError as error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found)
+    finally:
+        _lookups.pop(key, None)
 
 
 def tls_context(extras: Mapping[str, Any]) -> ssl.SSLContext:
@@ -135,7 +206,7 @@ def _credentials(target: Target) -> tuple[str | None, str | None]:
 
 
 def _ask(sock: socket.socket, commands: list[tuple[str, ...]], deadline: float) -> list[Any]:
-    sock.settimeout(max(deadline - time.monotonic(), 0.001))
+    sock.settimeout(_left(deadline))
     # hiredis declares its argument as a tuple of one word.
     sock.sendall(b"".join(hiredis.pack_command(words) for words in commands))  # type: ignore[arg-type]
     reader = hiredis.Reader(encoding="utf-8", errors="replace")
@@ -145,7 +216,7 @@ def _ask(sock: socket.socket, commands: list[tuple[str, ...]], deadline: float) 
         if reply is not False:
             replies.append(reply)
             continue
-        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        sock.settimeout(_left(deadline))
         data = sock.recv(_READ_SIZE)
         if not data:
             raise ConnectionResetError("the server closed the connection")

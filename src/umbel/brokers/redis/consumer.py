@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from umbel.brokers.redis.client import Source, Unconfirmed
 from umbel.brokers.redis.layout import BEGIN, RESERVE, SETTLE, Layout, Results
-from umbel.brokers.redis.link import Link, Waker, Word, pack
+from umbel.brokers.redis.link import Link, Word, pack
 from umbel.brokers.redis.settling import Settling
+from umbel.brokers.redis.waker import Waker
 from umbel.exceptions import LeaseLost
 from umbel.interfaces import Begin, Consumer, Delivery, Settled, Settlement, Verdict, VerdictKind
 
@@ -216,8 +217,6 @@ class RedisConsumer(Consumer):
         deadline = time.monotonic() + timeout
         longest = time.monotonic() + LONGEST_WAIT
         while True:
-            # What has arrived with the last answer is past the socket already.
-            self._hear()
             if not self._armed and not self._told:
                 self._told = True
                 self._waker.clear()
@@ -234,7 +233,7 @@ class RedisConsumer(Consumer):
                     continue
                 if not self._tracked or self._layout.clock is not None:
                     left = min(left, self._pause)
-            arrived = self._link.wait(left, self._waker)
+            arrived = self._hear(left)
             if self._waker.clear():
                 return False
             if not arrived and self._armed and not self._tracked:
@@ -257,12 +256,12 @@ class RedisConsumer(Consumer):
         clock = self._layout.clock
         return time.monotonic() if clock is None else clock.time()
 
-    def _hear(self) -> None:
+    def _hear(self, timeout: float) -> bool:
         try:
-            if self._link.connected:
-                self._link.pump()
+            return self._link.listen(timeout, self._waker)
         except Unconfirmed:
             self._armed = False
+            return True
 
     def _track(self, link: Link) -> None:
         """Ask a new connection to tell when what a reserve has read changes."""

@@ -3,10 +3,12 @@
 -- held        queue NUL step NUL reserved ms NUL crashed+1 NUL once NUL verdict NUL detail NUL message
 -- ends        step NUL crashed+1 NUL verdict NUL detail NUL message
 -- delayed     15 digits NUL step NUL message            (the digits keep equal moments in order)
+-- letter      ms when it died NUL step NUL reason NUL detail NUL traceback NUL crashes NUL message
 -- gate        queue NUL step NUL due ms NUL message
 -- published   three arguments: list key, repeat key or empty, message. With an empty list key the second one is
 --             queue NUL step NUL repeat key NUL due ms NUL gate NUL unique key NUL its ms NUL task id
 local DC_SECONDS = 2592000
+local KEEP_CRASHES = 20
 
 local function list_key(queue, step)
   if step == '0' then return P .. queue end
@@ -29,25 +31,60 @@ local function to_ends(m)
     m.step .. NUL .. m.count .. NUL .. m.kind .. NUL .. m.detail .. NUL .. m.raw)
 end
 
--- A hold ended without an outcome: back to the head, or to the ends. `crashed`: this delivery counts.
--- `pauses`: how many ms the second, third ... redelivery waits; nil for no wait.
-local function give_back(m, crashed, pauses)
+local function note_crash(m, who, cause)
+  local log, id = NS .. 'crashes', redis.sha1hex(m.raw)
+  local lines = call('HGET', log, id)
+  lines = (lines and lines .. '\n' or '') .. digits(NOW) .. '\t' .. who .. '\t' .. cause
+  local _, breaks = string.gsub(lines, '\n', '')
+  if breaks >= KEEP_CRASHES then lines = sub(lines, find(lines, '\n', 1, true) + 1) end
+  call('HSET', log, id, lines)
+  call('EXPIRE', log, DC_SECONDS)
+end
+
+-- A message that ended: it has no crashes any more.
+local function forget_crashes(raw)
+  local id = redis.sha1hex(raw)
+  call('HDEL', NS .. 'dc', id)
+  call('HDEL', NS .. 'crashes', id)
+end
+
+-- A hold ended without an outcome: back to the head, or to the ends. `crashed`: this delivery counts, and the log will
+-- say `who` held it and the `cause`. `pauses`: how many ms the second, third ... redelivery waits; nil for no wait.
+local function give_back(m, crashed, pauses, who, cause)
+  local crashes = m.count
+  if crashed then
+    note_crash(m, who, cause)
+    m.count = crashes + 1
+  end
   if m.kind ~= '' then return to_ends(m) end
   if not crashed then return call('RPUSH', list_key(m.queue, m.step), m.raw) end
   if m.once then
     m.kind, m.detail = 'lost', 'its process died while it ran'
     return to_ends(m)
   end
-  if MAX > 0 and m.count >= MAX then
+  if MAX > 0 and crashes >= MAX then
     call('HDEL', NS .. 'dc', redis.sha1hex(m.raw))
-    m.kind, m.detail = 'max_deliveries', 'delivered ' .. m.count .. ' times'
+    m.kind, m.detail = 'max_deliveries', 'its worker died in each of ' .. crashes .. ' deliveries'
     return to_ends(m)
   end
-  call('HSET', NS .. 'dc', redis.sha1hex(m.raw), m.count)
+  call('HSET', NS .. 'dc', redis.sha1hex(m.raw), crashes)
   call('EXPIRE', NS .. 'dc', DC_SECONDS)
-  local pause = pauses and m.count > 1 and (pauses[m.count - 1] or pauses[#pauses])
+  local pause = pauses and crashes > 1 and (pauses[crashes - 1] or pauses[#pauses])
   if pause and pause > 0 then return delay(m.queue, m.step, NOW + pause, m.raw) end
   call('RPUSH', list_key(m.queue, m.step), m.raw)
+end
+
+local function bury(m, reason, detail, traceback, keep)
+  local key, keys, letters = digits(call('INCR', NS .. 'ids')), NS .. 'dead:' .. m.queue, NS .. 'letters:' .. m.queue
+  local crashes = call('HGET', NS .. 'crashes', redis.sha1hex(m.raw)) or ''
+  local letter = {digits(NOW), m.step, reason, detail, traceback, crashes, m.raw}
+  call('HSET', letters, key, table.concat(letter, NUL))
+  call('ZADD', keys, key, key)
+  call('SADD', NS .. 'dead', m.queue)
+  for _, old in ipairs(call('ZRANGE', keys, 0, -1 - keep)) do
+    call('ZREM', keys, old)
+    call('HDEL', letters, old)
+  end
 end
 
 local function park(gate, queue, step, due, raw)

@@ -27,6 +27,8 @@ SUSPECTS: Final = Script("common", "suspects")
 REAP: Final = Script("common", "give", "reap")
 PURGE: Final = Script("common", "purge")
 COUNT_HELD: Final = Script("common", "count_held")
+REVIVE: Final = Script("common", "give", "revive")
+DISCARD: Final = Script("common", "discard")
 STORE: Final = Script("common", "store")
 RESULT: Final = Script("common", "results", "result")
 CHORD: Final = Script("common", "results", "chord")
@@ -60,7 +62,7 @@ class Layout:
         self.clock = None if clock is SYSTEM_CLOCK else clock
         limit = options.get("max_deliveries", 5)
         self.max_deliveries = 0 if limit is None else int(limit)
-        self.backoff = [int(float(pause) * 1000) for pause in options.get("redelivery_backoff", (1, 5, 30, 120))]
+        self.backoff = [int(float(pause) * 1000) for pause in options.get("redelivery_backoff", (1, 5, 30, 120)) or ()]
         # With a clock of the server's own every script is told the same.
         self.head: list[Word] = [self.prefix, "", self.separator, self.max_deliveries]
 

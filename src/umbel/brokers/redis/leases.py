@@ -42,9 +42,18 @@ class RedisLeases(Leases):
             return []
         return [id.decode() for id in self._run(RENEW, (), (int(self._ttl * 1000), *ids))]
 
-    def release(self, id: str, *, started: Collection[str] = (), verdicts: Mapping[str, Verdict] | None = None) -> int:
+    def release(
+        self,
+        id: str,
+        *,
+        started: Collection[str] = (),
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> int:
         """Give back all that a stopped consumer holds; return how many messages that was."""
-        args: list[Word] = [id, *self._pauses(), len(started), *started]
+        # On one line, for it becomes part of a line.
+        said = " ".join(cause.replace("\0", " ").split())
+        args: list[Word] = [id, said, *self._pauses(), len(started), *started]
         for tag, verdict in (verdicts or {}).items():
             args += (tag, verdict.kind.value, verdict.detail.replace("\0", ""))
         return int(self._run(RELEASE, self._keys(id), args))
@@ -60,7 +69,8 @@ class RedisLeases(Leases):
             before = self._seen.get(id)
             seen[id] = before if before is not None and before[0] == beat else (beat, now)
             if late >= 0 or self._silent(seen[id], now):
-                found.append(Suspect(id=id, beat=beat, node=node, age=max(late, 0.0)))
+                still = now - seen[id][1]
+                found.append(Suspect(id=id, beat=beat, node=node, age=max(late, 0.0), still=still))
         self._seen = seen
         return found
 

@@ -10,7 +10,6 @@ import select
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Final, NoReturn
 import hiredis
 
 from umbel.brokers.redis.client import Source, Unconfirmed, unreachable
+from umbel.brokers.redis.waker import Waker, ready
 from umbel.exceptions import BrokerError, OperationalError
 
 Word = str | bytes | int | float
@@ -29,6 +29,8 @@ Word = str | bytes | int | float
 _MORE: Final = object()
 _READ_SIZE: Final = 65536
 _FRESH: Final = 0.1  # seconds in which a link that was just used is taken to be alive, without asking the kernel
+_DOUBTED: Final = 10.0  # seconds of silence after which the server itself is asked: the kernel may not know
+_LARGE: Final = 65536  # more than this may take its time to be sent
 _KERNEL_TIMEOUTS: Final = sys.platform == "linux" and struct.calcsize("ll") == 16
 # redis.io/docs/latest/develop/reference/protocol-spec: the first word of an error reply is its kind. After these the
 # server has changed nothing, and another server, or the same one later, may well do it.
@@ -84,6 +86,8 @@ class Link:
         "_reader",
         "_sock",
         "_source",
+        "_until",
+        "_waker",
         "idle_since",
         "timeout",
     )
@@ -101,9 +105,11 @@ class Link:
         self._on_open = on_open
         self._on_push = on_push
         self._sock: Any = None
-        self._poll: Any = None  # of that socket
+        self._poll: Any = None  # of that socket, and of the waker that the last wait had
+        self._waker: Waker | None = None
         self._plain = False  # its timeouts are the kernel's
-        self._hurried = False  # its timeout is what connecting has left
+        self._hurried = False  # its timeout is what a deadline has left
+        self._until = 0.0  # monotonic seconds at which everything must be done; 0 for none
         self.idle_since = 0.0
         self._reader: Any = None
         self._buffer = bytearray(_READ_SIZE)
@@ -150,14 +156,17 @@ class Link:
 
     def send(self, packed: bytes) -> None:
         """Send packed words; each command in them is owed one :meth:`read`."""
+        until = self._until
         if self._sock is None:
-            started = time.monotonic()
-            self.open()
             # Connecting and the first answer share the time of one answer.
-            self._limit(max(self.timeout - (time.monotonic() - started), 0.001))
-            self._hurried = True
+            until = until or time.monotonic() + self.timeout
+            self.open()
+        if until:
+            self._limit_until(until)
         try:
             self._sock.sendall(packed)
+            if until and len(packed) > _LARGE:
+                self._limit_until(until)
         except OSError as error:
             # A command that was not sent whole is not run.
             self.drop()
@@ -203,6 +212,40 @@ class Link:
             raise OperationalError(f"Redis at {self._source.name} refused: {text}") from reply
         raise BrokerError(f"Redis at {self._source.name} answered with an error: {text}") from reply
 
+    # -- deadlines -----------------------------------------------------------------------------------------------
+
+    def hurry(self, seconds: float) -> None:
+        """Let all that is done from now on, connecting too, take no longer than this together, until :meth:`relax`."""
+        if seconds < self.timeout:
+            self._until = time.monotonic() + seconds
+
+    def relax(self) -> None:
+        """Give each step its usual time again."""
+        self._until = 0.0
+        if self._hurried and self._sock is not None:
+            self._limit(self.timeout)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether :meth:`relax` has something to undo."""
+        return self._until > 0.0
+
+    def answers(self, seconds: float) -> bool:
+        """Say whether the server still answers on this connection within so many seconds; if not, it is given up."""
+        self.hurry(seconds)
+        try:
+            self.call(b"PING")
+        except BrokerError:
+            self.drop()
+            return False
+        finally:
+            self.relax()
+        return True
+
+    def _limit_until(self, moment: float) -> None:
+        self._limit(max(moment - time.monotonic(), 0.001))
+        self._hurried = True
+
     # -- the connection ------------------------------------------------------------------------------------------
 
     @property
@@ -211,10 +254,11 @@ class Link:
         return self._sock is not None
 
     def open(self) -> None:
-        """Connect now, if not connected."""
+        """Connect now, if not connected; all of it takes no longer than one answer may."""
         if self._sock is not None:
             return
-        self._sock = self._source.connect(self.timeout)
+        until = self._until or time.monotonic() + self.timeout
+        self._sock = self._source.connect(max(until - time.monotonic(), 0.001))
         self._plain = _KERNEL_TIMEOUTS and not hasattr(self._sock, "pending")
         if self._plain:
             self._sock.settimeout(None)
@@ -223,6 +267,7 @@ class Link:
         self._limit(self.timeout)
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         if self._on_open is not None:
+            self._limit_until(until)
             try:
                 self._on_open(self)
             except BaseException:
@@ -243,7 +288,7 @@ class Link:
     def drop(self) -> None:
         """Give up the connection; the next command makes a new one."""
         sock = self._sock
-        self._sock = self._reader = self._poll = None
+        self._sock = self._reader = self._poll = self._waker = None
         if sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -262,8 +307,7 @@ class Link:
         return False
 
     def _readable(self) -> bool:
-        poll = self._poll
-        return bool(poll.poll(0)) if poll is not None else readable(self._sock, 0.0)
+        return self._arrived(self._sock, 0.0, None)
 
     def pump(self) -> None:
         """Hand the push messages that have arrived to ``on_push``; never waits for more than a started one."""
@@ -281,57 +325,35 @@ class Link:
                 self._on_push(reply)
         return found
 
-    def wait(self, timeout: float, waker: Waker | None = None) -> bool:
-        """Block until the server sends something or the waker is set; return whether the server did."""
+    def listen(self, timeout: float, waker: Waker | None = None) -> bool:
+        """Block until the server sends something or the waker is set; return whether the server did.
+
+        Push messages go to ``on_push``, those that came along with the last reply too.
+        """
         sock = self._sock
         if sock is None:
-            _select([waker] if waker else [], timeout)
+            ready([waker] if waker else [], timeout)
             return False
-        # What came along with the last reply lies in the reader, and the socket would not show it any more.
+        # The socket would not show any more what lies in the reader.
         if self._drain():
             return True
-        if (pending := getattr(sock, "pending", None)) and pending():
-            return True
-        return sock in _select([sock, waker] if waker else [sock], timeout)
+        if not self._arrived(sock, max(timeout, 0.0), waker):
+            return False
+        self._receive()
+        self._drain()
+        return True
 
-
-class Waker:
-    """Ends a wait of another thread. Setting it twice is the same as once; safe in a signal handler."""
-
-    __slots__ = ("_read", "_write")
-
-    def __init__(self) -> None:
-        # A pair of sockets and not a pipe: Windows can only select on sockets.
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-
-    def fileno(self) -> int:
-        """Return what to select on."""
-        return self._read.fileno()
-
-    def set(self) -> None:
-        """End the wait, or the next one."""
-        try:
-            self._write.send(b"\0")
-        except OSError:
-            # Full: it is set already. Closed: nobody waits any more.
-            pass
-
-    def clear(self) -> bool:
-        """Forget what was set and say whether it was."""
-        seen = False
-        try:
-            while self._read.recv(4096):
-                seen = True
-        except OSError:
-            pass
-        return seen
-
-    def close(self) -> None:
-        """Give up the sockets."""
-        self._read.close()
-        self._write.close()
+    def _arrived(self, sock: Any, timeout: float, waker: Waker | None) -> bool:
+        if not self._plain:
+            return bool(sock.pending()) or sock in ready([sock, waker] if waker else [sock], timeout)
+        if waker is not self._waker:
+            if self._waker is not None:
+                self._poll.unregister(self._waker)
+            if waker is not None:
+                self._poll.register(waker, select.POLLIN)
+            self._waker = waker
+        number = sock.fileno()
+        return any(found == number for found, _ in self._poll.poll(timeout * 1000))
 
 
 def _cause(error: OSError) -> str:
@@ -339,59 +361,67 @@ def _cause(error: OSError) -> str:
     return "it took too long" if isinstance(error, TimeoutError | BlockingIOError) else str(error)
 
 
-def readable(sock: Any, timeout: float) -> bool:
-    """Say whether something can be read within the timeout (seconds)."""
-    pending = getattr(sock, "pending", None)
-    return bool(pending and pending()) or bool(_select([sock], timeout))
-
-
-def _select(files: list[Any], timeout: float) -> list[Any]:
-    timeout = max(timeout, 0.0)
-    if not hasattr(select, "poll"):
-        return select.select(files, [], [], timeout)[0]
-    # select() knows no descriptor above 1023.
-    poll = select.poll()
-    by_number = {file.fileno(): file for file in files}
-    for number in by_number:
-        poll.register(number, select.POLLIN)
-    return [by_number[number] for number, _ in poll.poll(timeout * 1000)]
-
-
 class LinkPool:
     """Links for whoever needs one for a moment. Safe to share between threads."""
 
-    __slots__ = ("_free", "_lock", "_source", "_timeout", "closed")
+    __slots__ = ("_free", "_source", "_timeout", "closed")
 
     def __init__(self, source: Source, *, timeout: float | None = None) -> None:
         self._source = source
         self._timeout = timeout
-        self._free: deque[Link] = deque()
-        self._lock = threading.Lock()
+        self._free: deque[Link] = deque()  # its methods are atomic
         self.closed = True
 
-    def take(self) -> Link:
-        """Return a link that is nobody else's; give it back with :meth:`give`."""
+    def take(self, timeout: float | None = None) -> Link:
+        """Return a link that is nobody else's; give it back with :meth:`give`.
+
+        ``timeout`` bounds all that is done with it, where that is less than what one answer may take.
+        """
         while True:
             try:
                 link = self._free.pop()
             except IndexError:
-                return Link(self._source, timeout=self._timeout)
-            if time.monotonic() - link.idle_since < _FRESH or not link.stale():
-                return link
-            link.close()
+                link = Link(self._source, timeout=self._timeout)
+                break
+            idle = time.monotonic() - link.idle_since
+            if idle < _FRESH:
+                break
+            if link.stale():
+                link.close()
+            elif idle < _DOUBTED:
+                break
+            else:
+                return self._asked(link, timeout)
+        if timeout is not None:
+            link.hurry(timeout)
+        return link
+
+    def _asked(self, link: Link, timeout: float | None) -> Link:
+        """Return this link if the server still answers on it, else a new one; the asking counts for the timeout."""
+        allowed = link.timeout if timeout is None else min(timeout, link.timeout)
+        until = time.monotonic() + allowed
+        # A quarter, so that the rest is enough for a new connection.
+        if not link.answers(allowed / 4):
+            # The others have been silent as well.
+            self._close_idle()
+            link = Link(self._source, timeout=self._timeout)
+        link.hurry(max(until - time.monotonic(), 0.001))
+        return link
 
     def give(self, link: Link) -> None:
         """Take a link back, for the next."""
         if self.closed or not link.connected:
             link.close()
         else:
+            if link.hurried:
+                link.relax()
             link.idle_since = time.monotonic()
             self._free.append(link)
 
     @contextmanager
-    def link(self) -> Iterator[Link]:
-        """``with pool.link() as link:`` lends one."""
-        link = self.take()
+    def link(self, timeout: float | None = None) -> Iterator[Link]:
+        """``with pool.link() as link:`` lends one, as :meth:`take` returns it."""
+        link = self.take(timeout)
         try:
             yield link
         except BaseException:
@@ -408,6 +438,11 @@ class LinkPool:
     def close(self) -> None:
         """Close the links that lie idle; those that are lent close when they come back."""
         self.closed = True
-        with self._lock:
-            while self._free:
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while True:
+            try:
                 self._free.pop().close()
+            except IndexError:
+                return

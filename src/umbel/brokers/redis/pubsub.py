@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from msgspec import structs
-
 from umbel.brokers.redis.client import Source
 from umbel.brokers.redis.link import Link, LinkPool, pack
 from umbel.interfaces import PubSub, Subscription
@@ -68,9 +66,7 @@ class RedisSubscription(Subscription):
                     return decode_envelope(raw)
             self._link.open()
             left = deadline - time.monotonic()
-            if self._link.wait(max(left, 0.0)):
-                self._link.pump()
-            elif left <= 0:
+            if not self._link.listen(left) and left <= 0:
                 return None
 
     def close(self) -> None:
@@ -101,7 +97,7 @@ def _envelope(exchange: str, routing_key: str, message: Message) -> bytes:
         "delivery_tag": str(uuid4()),
         **message.properties,
     }
-    return encode_envelope(structs.replace(message, properties=properties))
+    return encode_envelope(message.replace(properties=properties))
 
 
 def topic(pattern: str) -> Callable[[str], bool]:

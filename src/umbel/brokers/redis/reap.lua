@@ -25,7 +25,7 @@ local tags = call('HKEYS', KEYS[2])
 table.sort(tags, function(a, b) return tonumber(a) > tonumber(b) end)
 local moved = math.min(#tags, tonumber(ARGV[8]))
 for i = 1, moved do
-  give_back(open_held(call('HGET', KEYS[2], tags[i])), true, pauses)
+  give_back(open_held(call('HGET', KEYS[2], tags[i])), true, pauses, ARGV[5], 'its worker was lost')
   call('HDEL', KEYS[2], tags[i])
 end
 -- Last: as long as it is there, another reaper finds what is left.

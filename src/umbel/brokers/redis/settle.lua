@@ -5,7 +5,8 @@
 -- ARGV[7]     how many to reserve                          ARGV[8...]  start, queues, steps as in reserve_only.lua
 -- then        for each settlement: tag, spec, and the arguments of each letter of the spec, in this order:
 --   A  ack                             Q, q  requeue, counted or not
---   D  delay: due ms                   P     park: gate             X  dead letter: reason, detail, how many to keep
+--   D  delay: due ms                   P     park: gate
+--   X  dead letter: reason, detail, traceback, how many to keep
 --   N  forget its crashed deliveries
 --   R  result: key, state, ms, payload
 --   C  chord part: base key, index, task id, payload, seconds       L  close its chord: base key, token
@@ -23,8 +24,7 @@ local function positions(spec, at)
     local letter = sub(spec, i, i)
     found[letter] = at
     if letter == 'D' or letter == 'P' then at = at + 1
-    elseif letter == 'X' then at = at + 3
-    elseif letter == 'R' then at = at + 4
+    elseif letter == 'X' or letter == 'R' then at = at + 4
     elseif letter == 'C' then at = at + 5
     elseif letter == 'L' then at = at + 2
     elseif letter == 'M' then at = at + 1 + 3 * tonumber(ARGV[at])
@@ -56,15 +56,13 @@ local function move(item)
   elseif found.D then delay(m.queue, m.step, tonumber(ARGV[found.D]), m.raw)
   elseif found.P then park(ARGV[found.P], m.queue, m.step, '', m.raw)
   elseif found.X then
-    local key, at = NS .. 'dead:' .. m.queue, found.X
-    call('LPUSH', key, digits(NOW) .. NUL .. ARGV[at] .. NUL .. ARGV[at + 1] .. NUL .. m.raw)
-    call('LTRIM', key, 0, ARGV[at + 2] - 1)
+    local at = found.X
+    bury(m, ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]))
   end
 end
 
 local function apply(item)
   local found = item.found
-  if found.N then call('HDEL', NS .. 'dc', redis.sha1hex(open_held(item.value).raw)) end
   -- Free before publishing: a retry takes the unique key of its task again.
   if found.F then
     for i = found.F + 1, found.F + tonumber(ARGV[found.F]) do free(ARGV[i]) end
@@ -76,6 +74,8 @@ local function apply(item)
     end
   end
   move(item)
+  -- After the move: a dead letter takes the log of its crashes along.
+  if found.N then forget_crashes(open_held(item.value).raw) end
 end
 
 local limit = tonumber(ARGV[7])
@@ -121,7 +121,10 @@ for i = 1, #others do
 end
 -- The latest first, so that the earliest ends up at the head.
 table.sort(requeued, function(a, b) return tonumber(a.tag) > tonumber(b.tag) end)
-for i = 1, #requeued do give_back(requeued[i].message, requeued[i].found.Q ~= nil, nil) end
+local id = sub(KEYS[1], #NS + 3)  -- after "w:"
+for i = 1, #requeued do
+  give_back(requeued[i].message, requeued[i].found.Q ~= nil, nil, id, 'given back as crashed')
+end
 
 local state = 'live'
 local reply = {}

@@ -107,5 +107,6 @@ class Settling:
         if isinstance(how, Park):
             return "P", [how.gate]
         if isinstance(how, Dead):
-            return "X", [how.reason.replace("\0", ""), how.detail.replace("\0", ""), self._keep_dead]
+            words: list[Word] = [text.replace("\0", "") for text in (how.reason, how.detail, how.traceback)]
+            return "X", [*words, self._keep_dead]
         return ("Q" if how.counted else "q"), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 from umbel.brokers.sqlite.consumer import SqliteConsumer
 from umbel.brokers.sqlite.database import Database, Session
 from umbel.brokers.sqlite.leases import SqliteLeases
-from umbel.brokers.sqlite.places import LOWEST_PRIORITY, delete_messages, moment, prepare, publish_batch
+from umbel.brokers.sqlite.letters import SqliteDeadLetters, delete_messages, moment
+from umbel.brokers.sqlite.places import LOWEST_PRIORITY, Redelivery, prepare, publish_batch
 from umbel.brokers.sqlite.pubsub import SqlitePubSub
 from umbel.brokers.sqlite.store import SqliteStore
 from umbel.clock import SYSTEM_CLOCK
@@ -19,6 +21,8 @@ from umbel.interfaces import (
     BrokerFeatures,
     Clock,
     Consumer,
+    DeadLetters,
+    Durability,
     Leases,
     Outgoing,
     Peeked,
@@ -28,6 +32,7 @@ from umbel.interfaces import (
     QueueSpec,
     Store,
     StoreLocation,
+    Survives,
 )
 
 _PURGE_BATCH = 2000
@@ -38,13 +43,12 @@ _TABLES: dict[Place, str] = {
     Place.HELD: "held",
     Place.DEAD: "dead",
 }
-# Each gives: message, reason, detail, moment.
+# Each gives: message, moment.
 _PEEK: dict[Place, str] = {
-    Place.READY: "SELECT message, '', '', NULL FROM ready WHERE queue = ? ORDER BY priority, position LIMIT ?",
-    Place.SCHEDULED: "SELECT message, '', '', due / 1e6 FROM scheduled WHERE queue = ? ORDER BY due, message LIMIT ?",
-    Place.HELD: "SELECT message, '', '', NULL FROM held JOIN messages ON messages.id = message "
+    Place.READY: "SELECT message, NULL FROM ready WHERE queue = ? ORDER BY priority, position LIMIT ?",
+    Place.SCHEDULED: "SELECT message, due / 1e6 FROM scheduled WHERE queue = ? ORDER BY due, message LIMIT ?",
+    Place.HELD: "SELECT message, NULL FROM held JOIN messages ON messages.id = message "
     "WHERE queue = ? ORDER BY hold LIMIT ?",
-    Place.DEAD: "SELECT message, reason, detail, died_at FROM dead WHERE queue = ? ORDER BY number LIMIT ?",
 }
 _PURGE: dict[Place, str] = {
     Place.READY: "DELETE FROM ready WHERE (queue, priority, position) IN (SELECT queue, priority, position FROM ready "
@@ -82,8 +86,7 @@ class SqliteBroker(Broker):
         options = options or {}
         self._database = Database(url, options, clock)
         self._ttl = float(options.get("lease_ttl", 30.0))
-        limit = options.get("max_deliveries", 5)
-        self._max_deliveries = None if limit is None else int(limit)
+        self._redelivery = Redelivery(options)
         self._window = float(options.get("publish_dedupe") or 0) if "publish_dedupe" in options else 120.0
         self._patience = float(options.get("publish_timeout", 2.0))
         self._bound = False
@@ -95,7 +98,8 @@ class SqliteBroker(Broker):
         """Open the file, and make it if it is not there. A second call does nothing; after a fork it opens anew."""
         with self._opening:
             if self._session is None or not self._session.usable:
-                self._session = self._database.session()
+                # Publishing has a deadline, also where another program has locked the file.
+                self._session = self._database.session(patience=self._patience)
 
     def close(self) -> None:
         """Close the file. A second call does nothing; a closed broker may be opened again."""
@@ -114,25 +118,25 @@ class SqliteBroker(Broker):
     def declare(self, queues: Iterable[QueueSpec]) -> None:
         """Do nothing: a queue is there as soon as it is named."""
 
-    def publish(self, batch: Sequence[Outgoing], *, transaction: object | None = None) -> Sequence[Published]:
+    def publish(
+        self, batch: Sequence[Outgoing], *, transaction: object | None = None, timeout: float | None = None
+    ) -> Sequence[Published]:
         """Hand over the messages in one commit and return one outcome each, in order."""
         if transaction is not None:
             raise ImproperlyConfigured("the SQLite broker cannot publish inside a transaction of the caller's")
         if not batch:
             return []
         prepared = prepare(batch)
-        with self._open().write(timeout=self._patience, publishing=batch[0].task_id) as tx:
+        with self._open().write(timeout=timeout or self._patience, publishing=batch[0].task_id) as tx:
             return publish_batch(tx, prepared, self._window)
 
     def consumer(self, id: str, queues: Sequence[str]) -> Consumer:
         """Return the consumer of a registered id, with a connection of its own."""
-        return SqliteConsumer(
-            self._database, id, queues, max_deliveries=self._max_deliveries, results=lambda: self._bound
-        )
+        return SqliteConsumer(self._database, id, queues, redelivery=self._redelivery, results=lambda: self._bound)
 
     def leases(self) -> Leases:
         """Return the keeper of consumer ids, with a connection of its own."""
-        return SqliteLeases(self._database, ttl=self._ttl, max_deliveries=self._max_deliveries)
+        return SqliteLeases(self._database, ttl=self._ttl, redelivery=self._redelivery)
 
     def size(self, queue: str, place: Place = Place.READY) -> int:
         """Return how many messages are there now."""
@@ -162,15 +166,21 @@ class SqliteBroker(Broker):
                 return purged
 
     def peek(self, queue: str, *, place: Place = Place.READY, limit: int = 100) -> Sequence[Peeked]:
-        """Return the next messages without taking them."""
+        """Return the next messages without taking them; of dead letters the latest."""
+        if place is Place.DEAD:
+            return self.dead().page(queue, limit=limit)
         seen = []
         with self._open().read() as connection:
-            for message, reason, detail, at in connection.execute(_PEEK[place], (queue, limit)).fetchall():
+            for message, at in connection.execute(_PEEK[place], (queue, limit)).fetchall():
                 row = connection.execute("SELECT raw FROM messages WHERE id = ?", (message,)).fetchone()
                 if row is not None:  # another process may have taken it away in between
                     when = None if at is None else moment(at)
-                    seen.append(Peeked(raw=row[0], queue=queue, reason=reason, detail=detail, at=when))
+                    seen.append(Peeked(raw=row[0], queue=queue, at=when))
         return seen
+
+    def dead(self) -> DeadLetters:
+        """Return the dead letters of every queue."""
+        return SqliteDeadLetters(self._open)
 
     def pubsub(self) -> PubSub:
         """Return the channel for remote control and events."""
@@ -179,6 +189,19 @@ class SqliteBroker(Broker):
                 # What is told to those who listen now need not survive a power failure.
                 self._notes = self._database.session(synchronous="NORMAL")
             return SqlitePubSub(self._database, self._notes)
+
+    def durability(self) -> Durability:
+        """Return what this file keeps."""
+        with self._open().read() as connection:
+            (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+        name = f"SQLite {sqlite3.sqlite_version}, {self._database.path}, synchronous={self._database.synchronous}"
+        if synchronous >= 2:
+            return Durability(survives=Survives.POWER_LOSS, text=f"{name}: on disk when confirmed")
+        return Durability(
+            survives=Survives.PROCESS,
+            text=f"{name}: survives a crash; a power cut may lose the last commits",
+            advice=["take ?synchronous=NORMAL out of the URL where a power cut must lose nothing"],
+        )
 
     def store(self) -> Store | None:
         """Return the small shared store beside the queues."""

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from umbel.brokers.sqlite.database import Database, Transaction
+from umbel.brokers.sqlite.letters import delete_messages, moment, put_with_dead
 from umbel.brokers.sqlite.outcomes import add_part, close_chord, store_records
 from umbel.brokers.sqlite.places import (
     Held,
     Prepared,
+    Redelivery,
     Row,
-    delete_messages,
     deliveries,
     free_names,
     give_back,
@@ -22,7 +23,6 @@ from umbel.brokers.sqlite.places import (
     put_at_gate,
     put_back,
     put_in_schedule,
-    put_with_dead,
     take_batch,
     take_off,
 )
@@ -31,6 +31,7 @@ from umbel.interfaces import (
     Ack,
     Begin,
     Consumer,
+    Crash,
     Dead,
     Delay,
     Delivery,
@@ -61,13 +62,13 @@ class SqliteConsumer(Consumer):
         id: str,
         queues: Sequence[str],
         *,
-        max_deliveries: int | None,
+        redelivery: Redelivery,
         results: Callable[[], bool],
     ) -> None:
         self._id = id
         self._queues = list(dict.fromkeys(queues))
         self._names = json.dumps(self._queues)
-        self._max_deliveries = max_deliveries
+        self._redelivery = redelivery
         self._results = results
         self._clock = database.clock
         self._session = database.session()
@@ -196,7 +197,9 @@ class SqliteConsumer(Consumer):
             if settlement.frees:
                 free_names(tx, settlement.frees)
         delete_messages(tx, done)
-        give_back(tx, back, self._max_deliveries)
+        if back:
+            crash = Crash(at=moment(tx.now), consumer=self._id, cause="given back as crashed")
+            give_back(tx, back, self._redelivery, crash, wait=False)
 
     def wait(self, timeout: float) -> bool:
         """Block until a message may be there, :meth:`wake` is called, or the timeout (seconds) has passed."""

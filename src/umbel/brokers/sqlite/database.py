@@ -8,27 +8,33 @@ Every write is one ``BEGIN IMMEDIATE`` transaction under the writer's lock (see 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from umbel.brokers.sqlite.migrations import SCHEMA, script
 from umbel.brokers.sqlite.shared import Shared
 from umbel.clock import SYSTEM_CLOCK
 from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError, PublishUnknown
 from umbel.interfaces import Clock, StoreLocation
 
 APPLICATION_ID = 0x556D626C  # "Umbl"
-SCHEMA = 1
 WAL_LIMIT = 16 * 1024 * 1024  # a log of this size is copied into the database
 _WAL_STEP = 1024 * 1024
 _WAL_KEPT = WAL_LIMIT - _WAL_STEP  # what stays of it to be written over
 _OLDEST = (3, 35, 0)  # RETURNING
+# Where the same statement may well succeed later (https://sqlite.org/rescode.html).
+_PASSING = (
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_NOMEM",
+    "SQLITE_INTERRUPT", "SQLITE_SCHEMA",
+)  # fmt: skip
 # fmt: off
 _NETWORK = frozenset((
     "9p", "afs", "ceph", "cifs", "fuse.cephfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs",
@@ -36,6 +42,7 @@ _NETWORK = frozenset((
     "vboxsf",
 ))
 # fmt: on
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _PRAGMAS = (
     "wal_autocheckpoint = 0",
     f"journal_size_limit = {_WAL_KEPT}",
@@ -71,9 +78,12 @@ class Database:
         """Name the file so that broker and backend can tell whether theirs is the same."""
         return StoreLocation(scheme="sqlite", identity=self.path)
 
-    def session(self, *, synchronous: str = "") -> Session:
-        """Return a new connection. Creates the file and its folder if they are not there."""
-        return Session(self, synchronous or self.synchronous)
+    def session(self, *, synchronous: str = "", patience: float = 0.0) -> Session:
+        """Return a new connection. Creates the file and its folder if they are not there.
+
+        ``patience`` is how many seconds a foreign program's lock is waited for, where that differs from our own.
+        """
+        return Session(self, synchronous or self.synchronous, patience or self.timeout)
 
 
 def _parse(url: str) -> tuple[str, dict[str, str]]:
@@ -95,15 +105,18 @@ def _translated(error: sqlite3.Error, path: str) -> Exception:
     if code == "SQLITE_NOTADB":
         return ImproperlyConfigured(f"{path} is not an SQLite database; move it away or choose another file")
     if code.startswith("SQLITE_CORRUPT"):
-        return OperationalError(
+        return BrokerError(
             f"{path} is damaged ({error}); stop every worker, keep a copy, and rebuild it with sqlite3's .recover"
         )
-    if code.startswith("SQLITE_FULL"):
+    if code == "SQLITE_FULL":
         return OperationalError(f"{path}: the disk is full; nothing was changed")
-    if isinstance(error, sqlite3.OperationalError) and code != "SQLITE_ERROR":  # which no retry would help
+    if code == "SQLITE_READONLY_DBMOVED":
+        return BrokerError(f"{path} was moved or deleted while it was in use; start this process anew")
+    if code.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return ImproperlyConfigured(f"{path}: {error}; let this user write the file and its folder")
+    if code.startswith(_PASSING):
         return OperationalError(f"{path}: {error}")
-    if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
-        return OperationalError(f"{path}: this connection is closed; open() it again")
+    # Ours, or somebody else's, in the use of SQLite: the same statement would fail for ever.
     return BrokerError(f"{path}: {error}")
 
 
@@ -114,6 +127,14 @@ def translate(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, path) from error
+    except OSError as error:
+        raise _refused(error, path) from error
+
+
+def _refused(error: OSError, path: str) -> Exception:
+    if error.errno in _DENIED:
+        return ImproperlyConfigured(f"{path}: {error.strerror}; name a file that this user can write")
+    return OperationalError(f"{path}: {error.strerror or error}")
 
 
 # -- what a process shares, and what a fork ends -----------------------------------------------------------------
@@ -216,11 +237,12 @@ class Transaction:
 class Session:
     """One connection. Threads that share it take turns; it does not work in a forked child."""
 
-    def __init__(self, database: Database, synchronous: str) -> None:
+    def __init__(self, database: Database, synchronous: str, patience: float) -> None:
         self.path = database.path
         self.clock = database.clock
         self.timeout = database.timeout
         self._synchronous = synchronous
+        self._patience = patience
         self._mutex = threading.RLock()
         self._inherited = False
         self._closed = False
@@ -228,9 +250,7 @@ class Session:
         self._connection: sqlite3.Connection | None = None
         with _opening, translate(self.path):
             if self.path in _poisoned:
-                raise OperationalError(
-                    f"{self.path}: this process was forked inside a transaction on it; start it anew"
-                )
+                raise BrokerError(f"{self.path}: this process was forked inside a transaction on it; start it anew")
             _prepare(database)
             self.shared = _join(self.path)
             try:
@@ -243,7 +263,7 @@ class Session:
     def _connect(self) -> sqlite3.Connection:
         # cached_statements keeps every statement of the hot path prepared.
         connection = sqlite3.connect(
-            self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path, timeout=self._patience, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         try:
             for pragma in (*_PRAGMAS, f"synchronous = {self._synchronous}"):
@@ -259,9 +279,9 @@ class Session:
 
     def _open(self) -> sqlite3.Connection:
         if self._inherited:
-            raise OperationalError(f"{self.path} was opened before a fork and cannot be used after it; open it anew")
+            raise BrokerError(f"{self.path} was opened before a fork and cannot be used after it; open it anew")
         if self._closed:
-            raise OperationalError(f"{self.path}: this connection is closed; open() it again")
+            raise BrokerError(f"{self.path}: this connection is closed; open() it again")
         if self._connection is None:  # a fork has been
             self._connection = self._connect()
         return self._connection
@@ -284,21 +304,36 @@ class Session:
         ``publishing`` names the task for the :exc:`PublishUnknown` of a commit whose fate cannot be known.
         """
         patience = self.timeout if timeout is None else timeout
-        with self._mutex, translate(self.path):
-            connection = self._open()
-            with self.shared.writing(patience):
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    transaction = Transaction(connection, self.clock.time())
-                    yield transaction
-                    transaction.finish()
-                    self._commit(connection, publishing)
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-                self._care_for_log(connection)
+        try:
+            # Each of many threads that wait for a file must not also wait for all before it.
+            if not self._mutex.acquire(timeout=patience):
+                raise OperationalError(f"{self.path} was in use by other threads for {patience:g} s")
+            with translate(self.path):
+                connection = self._open()
+                with self.shared.writing(patience):
+                    try:
+                        connection.execute("BEGIN IMMEDIATE")
+                        transaction = Transaction(connection, self.clock.time())
+                        yield transaction
+                        transaction.finish()
+                        self._commit(connection, publishing)
+                    except BaseException:
+                        if connection.in_transaction:
+                            connection.execute("ROLLBACK")
+                        raise
+                    self._care_for_log(connection)
+        finally:
+            self._leave_turn()
         self.shared.ring()
+
+    def _leave_turn(self) -> None:
+        # Taking it once more succeeds if it is ours, and tells so without a flag that an exception could have skipped.
+        if self._mutex.acquire(blocking=False):
+            self._mutex.release()
+            try:
+                self._mutex.release()
+            except RuntimeError:
+                pass  # it was not ours, and nobody's
 
     def _commit(self, connection: sqlite3.Connection, publishing: str) -> None:
         try:
@@ -323,7 +358,8 @@ class Session:
         if size >= max(WAL_LIMIT, self.shared.checkpoint_at):
             self._checkpoint(connection, size)
         elif size < _WAL_KEPT and size > self.shared.log_size():
-            with open(f"{self.path}-wal", "r+b", buffering=0) as log:
+            # The transaction is committed already, and this is a matter of speed.
+            with contextlib.suppress(OSError), open(f"{self.path}-wal", "r+b", buffering=0) as log:
                 log.seek(size)
                 log.write(bytes(min(_WAL_STEP, _WAL_KEPT - size)))
                 self.shared.log_size(log.tell())
@@ -407,11 +443,14 @@ def _prepare(database: Database) -> None:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not os.path.isdir(folder):
-            raise OperationalError(f"{folder} is not a folder, so {path} cannot be made") from None
+            raise ImproperlyConfigured(f"{folder} is not a folder, so {path} cannot be made") from None
     except OSError as error:
-        raise OperationalError(f"{path}: {error.strerror or error}") from error
+        raise _refused(error, path) from error
     if os.path.isdir(path):
         raise ImproperlyConfigured(f"{path} is a folder; name a file in it")
+    if os.name == "posix" and os.stat(path).st_mode & stat.S_IWOTH:
+        # Whoever writes to it decides which tasks run.
+        raise ImproperlyConfigured(f"everybody may write to {path}; run: chmod o-w {path}")
 
 
 def refuse_network(path: str, kind: str) -> None:
@@ -457,14 +496,16 @@ def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
 def _create(connection: sqlite3.Connection, path: str) -> None:
     if _is_ours(connection, path):
         return  # someone else was faster
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
-        raise ImproperlyConfigured(f"{path}: the file system cannot share memory, which a write-ahead log needs")
-    script = resources.files("umbel.brokers.sqlite").joinpath("schema.sql").read_text("utf-8")
+    # Of a file that is ours; a new one has none.
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if not version:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise ImproperlyConfigured(f"{path}: the file system cannot share memory, which a write-ahead log needs")
     try:
         connection.executescript(
-            f"BEGIN IMMEDIATE;\n{script}\nPRAGMA application_id = {APPLICATION_ID};\n"
+            f"BEGIN IMMEDIATE;\n{script(version)}\nPRAGMA application_id = {APPLICATION_ID};\n"
             f"PRAGMA user_version = {SCHEMA};\nCOMMIT;"
         )
     except BaseException:

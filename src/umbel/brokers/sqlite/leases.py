@@ -14,9 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from umbel.brokers.sqlite.database import Database, Transaction, boot
-from umbel.brokers.sqlite.places import give_back, mark_counted, take_off_all
+from umbel.brokers.sqlite.letters import moment
+from umbel.brokers.sqlite.places import Redelivery, give_back, mark_counted, take_off_all
 from umbel.clock import SYSTEM_CLOCK
-from umbel.interfaces import Leases, Reaped, Suspect, Verdict
+from umbel.interfaces import Crash, Leases, Reaped, Suspect, Verdict
 
 _REAP_BATCH = 256
 _WHO = "SELECT number, id, node, beat, reaped, boot, beat_at FROM consumers"
@@ -25,10 +26,10 @@ _WHO = "SELECT number, id, node, beat, reaped, boot, beat_at FROM consumers"
 class SqliteLeases(Leases):
     """Registers ids for the processes of one supervisor, in whose process it must stay."""
 
-    def __init__(self, database: Database, *, ttl: float, max_deliveries: int | None) -> None:
+    def __init__(self, database: Database, *, ttl: float, redelivery: Redelivery) -> None:
         self._clock = database.clock
         self._ttl = ttl
-        self._max_deliveries = max_deliveries
+        self._redelivery = redelivery
         self._session = database.session()
         self._mine: set[int] = set()
 
@@ -78,7 +79,14 @@ class SqliteLeases(Leases):
         alive = {row[0] for row in rows}
         return [id for id in ids if id not in alive]
 
-    def release(self, id: str, *, started: Collection[str] = (), verdicts: Mapping[str, Verdict] | None = None) -> int:
+    def release(
+        self,
+        id: str,
+        *,
+        started: Collection[str] = (),
+        verdicts: Mapping[str, Verdict] | None = None,
+        cause: str = "",
+    ) -> int:
         """Give back all that a stopped consumer holds and forget it; return how many messages that was."""
         with self._session.write() as tx:
             row = tx.execute("SELECT number FROM consumers WHERE id = ?", (id,)).fetchone()
@@ -87,7 +95,7 @@ class SqliteLeases(Leases):
             (number,) = row
             holds, _ = take_off_all(tx, number, -1)
             mark_counted(holds, started, verdicts or {})
-            give_back(tx, holds, self._max_deliveries)
+            give_back(tx, holds, self._redelivery, Crash(at=moment(tx.now), consumer=id, cause=cause))
             tx.execute("DELETE FROM consumers WHERE number = ?", (number,))
         self._disclaim(number)
         return len(holds)
@@ -96,16 +104,23 @@ class SqliteLeases(Leases):
         """Return the consumers whose supervisor is dead or stands still, or whose taking over was not finished."""
         with self._session.read() as connection:
             rows = connection.execute(_WHO).fetchall()
-        return [Suspect(id=row[1], beat=row[3], node=row[2], age=self._age(row)) for row in rows if self._is_over(row)]
+        found = []
+        for row in rows:
+            dead = self._is_dead(row)
+            if dead or self._stands_still(row):
+                age = self._age(row)
+                found.append(Suspect(id=row[1], beat=row[3], node=row[2], age=age, still=age, dead=dead))
+        return found
 
-    def _is_over(self, row: tuple[Any, ...]) -> bool:
-        number, _, _, _, reaped, booted, beat_at = row
-        if reaped:
-            return True
-        if number in self._session.shared.own:
-            return False
-        name, ticks = self._now()
-        return booted != name or ticks - beat_at > self._ttl * 1000 or not self._session.shared.claimed(number)
+    def _is_dead(self, row: tuple[Any, ...]) -> bool:
+        """Say whether its supervisor is surely gone, or taking over from it has begun."""
+        number, _, _, _, reaped, booted, _ = row
+        if reaped or number in self._session.shared.own:
+            return bool(reaped)
+        return bool(booted != self._now()[0]) or not self._session.shared.claimed(number)
+
+    def _stands_still(self, row: tuple[Any, ...]) -> bool:
+        return row[0] not in self._session.shared.own and self._age(row) > self._ttl
 
     def _age(self, row: tuple[Any, ...]) -> float:
         name, ticks = self._now()
@@ -115,17 +130,18 @@ class SqliteLeases(Leases):
         """Take over from a dead consumer if its beat is still the same; move one batch of what it held."""
         with self._session.write() as tx:
             row = tx.execute(f"{_WHO} WHERE id = ?", (suspect.id,)).fetchone()
-            if row is None or row[3] != suspect.beat or not self._is_over(row):
+            if row is None or row[3] != suspect.beat or not (self._is_dead(row) or self._stands_still(row)):
                 return Reaped(moved=0, left=0)
-            return self._reap(tx, row[0])
+            return self._reap(tx, row[0], suspect.id)
 
-    def _reap(self, tx: Transaction, number: int) -> Reaped:
+    def _reap(self, tx: Transaction, number: int, id: str) -> Reaped:
         tx.execute("UPDATE consumers SET reaped = 1 WHERE number = ?", (number,))
         holds, left = take_off_all(tx, number, _REAP_BATCH)
         for held in holds:
             # Nobody is left to say which of them had started.
             held.counted = True
-        give_back(tx, holds, self._max_deliveries)
+        crash = Crash(at=moment(tx.now), consumer=id, cause="its worker was lost")
+        give_back(tx, holds, self._redelivery, crash)
         if not left:
             tx.execute("DELETE FROM consumers WHERE number = ?", (number,))
         return Reaped(moved=len(holds), left=left)

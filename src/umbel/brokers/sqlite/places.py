@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import Any
 
 from umbel.brokers.sqlite.database import Transaction
+from umbel.brokers.sqlite.letters import enqueue, logged, moment
 from umbel.interfaces import (
     QUEUED,
-    Dead,
+    Crash,
     Delivery,
     Outgoing,
     Published,
@@ -24,7 +26,6 @@ from umbel.message import encode_envelope
 
 BATCH_BYTES = 1024 * 1024
 DUE_BATCH = 256
-DEAD_LIMIT = 10_000  # dead letters kept for each queue
 LOWEST_PRIORITY = 9
 
 Prepared = tuple[Outgoing, bytes]
@@ -33,11 +34,6 @@ Prepared = tuple[Outgoing, bytes]
 def microseconds(moment: datetime | float) -> int:
     """Return a moment as the schedule stores it."""
     return round((moment if isinstance(moment, int | float) else moment.timestamp()) * 1_000_000)
-
-
-def moment(seconds: float) -> datetime:
-    """Return a stored moment as an aware datetime."""
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def prepare(batch: Iterable[Outgoing]) -> list[Prepared]:
@@ -60,7 +56,7 @@ def publish_batch(
     fresh: list[Prepared] = []
     for item in batch:
         outgoing = item[0]
-        if outgoing.task_id in repeated:
+        if outgoing.repeat_key in repeated:
             outcome = Published(PublishStatus.DUPLICATE, outgoing.task_id)
         elif outgoing.unique is not None and (holder := _take_key(tx, outgoing, own=follow_up)):
             outcome = Published(PublishStatus.DUPLICATE, holder)
@@ -68,7 +64,7 @@ def publish_batch(
             outcome = QUEUED
             fresh.append(item)
             if window:
-                repeated.add(outgoing.task_id)
+                repeated.add(outgoing.repeat_key)
         outcomes.append(outcome)
     if window:
         _remember(tx, fresh, window)
@@ -105,13 +101,13 @@ def _published_before(tx: Transaction, batch: Sequence[Prepared], window: float)
     if len(batch) == 1:
         rows = tx.execute(
             f"SELECT task_id FROM seen WHERE bucket IN ({marks}) AND task_id = ? AND published_at > ? LIMIT 1",
-            (batch[0][0].task_id, tx.now - window),
+            (batch[0][0].repeat_key, tx.now - window),
         )
     else:
         rows = tx.execute(
             "SELECT seen.task_id FROM json_each(?) AS asked CROSS JOIN seen "
             f"WHERE bucket IN ({marks}) AND task_id = asked.value AND published_at > ?",
-            (json.dumps([outgoing.task_id for outgoing, _ in batch]), tx.now - window),
+            (json.dumps([outgoing.repeat_key for outgoing, _ in batch]), tx.now - window),
         )
     return {row[0] for row in rows.fetchall()}
 
@@ -125,7 +121,7 @@ def _remember(tx: Transaction, fresh: Sequence[Prepared], window: float) -> None
     newest = int(tx.now // width)
     tx.executemany(
         "INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET published_at = excluded.published_at",
-        [(newest, outgoing.task_id, tx.now) for outgoing, _ in fresh],
+        [(newest, outgoing.repeat_key, tx.now) for outgoing, _ in fresh],
     )
     # More is removed than added, a little at a time, so the table shrinks without a sweep that anyone would notice.
     if tx.take(0) % 16 >= len(fresh):
@@ -165,14 +161,6 @@ def bring_due(tx: Transaction) -> None:
     positions = enumerate((message for _, message in due), tx.take(len(due)))
     tx.executemany("UPDATE messages SET position = ? WHERE id = ?", list(positions))
     enqueue(tx, [message for _, message in due])
-
-
-def enqueue(tx: Transaction, messages: Iterable[int]) -> None:
-    """Put messages that are in no place into their queue, each at its own position."""
-    tx.executemany(
-        "INSERT INTO ready SELECT queue, priority, position, id FROM messages WHERE id = ?",
-        [(message,) for message in messages],
-    )
 
 
 Row = tuple[int, str, int, str | None, str | None, float, bytes]  # hold, and the message's columns
@@ -310,44 +298,60 @@ def put_back(tx: Transaction, consumer: int, held: Held) -> None:
     )
 
 
-def delete_messages(tx: Transaction, messages: Sequence[int]) -> None:
-    """Delete messages that are in no place."""
-    if messages:
-        tx.execute("DELETE FROM messages WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(messages),))
+class Redelivery:
+    """What becomes of messages whose deliveries crash: how often they may, and the pauses (seconds) between."""
+
+    __slots__ = ("limit", "pauses")
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.limit = int(options.get("max_deliveries", 5) or 0)  # 0 for no limit
+        self.pauses = [float(pause) for pause in options.get("redelivery_backoff", (1, 5, 30, 120)) or ()]
+
+    def pause(self, crashes: int) -> float:
+        """Return how long a message waits after so many crashes: the first redelivery comes at once."""
+        return self.pauses[min(crashes - 2, len(self.pauses) - 1)] if crashes > 1 and self.pauses else 0.0
 
 
-def give_back(tx: Transaction, holds: Sequence[Held], max_deliveries: int | None) -> None:
-    """Return messages to the heads of their queues, or to the ends with a verdict, in their order."""
+def give_back(tx: Transaction, holds: Sequence[Held], rules: Redelivery, crash: Crash, *, wait: bool = True) -> None:
+    """Return messages to the heads of their queues, or to the ends with a verdict, in their order.
+
+    ``crash`` is noted for those that were counted; with ``wait`` these go to the schedule for their pause.
+    """
     ready: list[int] = []
     for held in holds:
-        crashes, verdict = tx.execute("SELECT crashes, verdict FROM messages WHERE id = ?", (held.message,)).fetchone()
-        if held.counted:
+        crashes, verdict, log = tx.execute(
+            "SELECT crashes, verdict, log FROM messages WHERE id = ?", (held.message,)
+        ).fetchone()
+        # One that was to be ended, and whose process had to be ended instead, must not come round for ever.
+        if held.counted or (held.verdict is not None and verdict is not None):
             crashes += 1
-            tx.execute("UPDATE messages SET crashes = ? WHERE id = ?", (crashes, held.message))
-        decided = held.verdict or _decide(held, crashes, max_deliveries)
+            tx.execute(
+                "UPDATE messages SET crashes = ?, log = ? WHERE id = ?", (crashes, logged(log, crash), held.message)
+            )
+        decided = held.verdict or _decide(held, crashes, rules.limit)
         if verdict is None and decided is not None:
             verdict = decided.kind.value
             tx.execute(
                 "UPDATE messages SET verdict = ?, detail = ? WHERE id = ?", (verdict, decided.detail, held.message)
             )
-        if verdict is None:
-            ready.append(held.message)
-        else:
+        if verdict is not None:
             tx.execute("INSERT INTO ends SELECT queue, position, id FROM messages WHERE id = ?", (held.message,))
+        elif held.counted and wait and (pause := rules.pause(crashes)) > 0:
+            put_in_schedule(tx, held.message, tx.now + pause)
+        else:
+            ready.append(held.message)
     enqueue(tx, ready)
 
 
-def _decide(held: Held, crashes: int, max_deliveries: int | None) -> Verdict | None:
-    if not held.counted:
-        return None
-    if held.once:
+def _decide(held: Held, crashes: int, max_deliveries: int) -> Verdict | None:
+    if held.once and held.counted:
         return Verdict(kind=VerdictKind.LOST, detail="its process died, and it must not run twice")
-    if max_deliveries is not None and crashes >= max_deliveries:
+    if held.counted and 0 < max_deliveries <= crashes:
         return Verdict(kind=VerdictKind.MAX_DELIVERIES, detail=f"its worker died in each of {crashes} deliveries")
     return None
 
 
-def put_in_schedule(tx: Transaction, message: int, until: datetime) -> None:
+def put_in_schedule(tx: Transaction, message: int, until: datetime | float) -> None:
     """Put a message into the schedule."""
     tx.execute("INSERT INTO scheduled SELECT ?, id, queue FROM messages WHERE id = ?", (microseconds(until), message))
 
@@ -355,22 +359,6 @@ def put_in_schedule(tx: Transaction, message: int, until: datetime) -> None:
 def put_at_gate(tx: Transaction, message: int, gate: str) -> None:
     """Put a message at a gate."""
     tx.execute("INSERT INTO gated SELECT ?, position, id FROM messages WHERE id = ?", (gate, message))
-
-
-def put_with_dead(tx: Transaction, message: int, how: Dead) -> None:
-    """Put a message among the dead letters of its queue, and let the oldest go where there are too many."""
-    number = tx.take()
-    tx.execute(
-        "INSERT INTO dead SELECT queue, ?, id, ?, ?, ? FROM messages WHERE id = ?",
-        (number, how.reason, how.detail, tx.now, message),
-    )
-    surplus = tx.execute(
-        "SELECT queue, number, message FROM dead WHERE queue = (SELECT queue FROM messages WHERE id = ?) "
-        "ORDER BY number DESC LIMIT 16 OFFSET ?",
-        (message, DEAD_LIMIT),
-    ).fetchall()
-    tx.executemany("DELETE FROM dead WHERE queue = ? AND number = ?", [row[:2] for row in surplus])
-    delete_messages(tx, [row[2] for row in surplus])
 
 
 def free_names(tx: Transaction, names: Iterable[str]) -> None:

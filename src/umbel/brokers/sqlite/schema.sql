@@ -6,6 +6,7 @@
 --              row in one of: ready, scheduled, gated, held, ends, dead.
 --   position   its place in its queue, kept while it is held so that it can go back there
 --   crashes    deliveries that ended with a crash
+--   log        the latest of those: a JSON list of [moment, id of the consumer, cause]
 --   verdict    how it must end, once that was decided outside an engine; then it waits in ends instead of ready
 -- ready        what can be reserved, in the order in which it will be
 -- scheduled    what is not due before a moment (microseconds since the epoch)
@@ -41,7 +42,8 @@ CREATE TABLE messages (
     verdict TEXT,
     detail TEXT,
     enqueued_at REAL NOT NULL,
-    raw BLOB NOT NULL
+    raw BLOB NOT NULL,
+    log TEXT
 );
 
 CREATE TABLE ready (
@@ -88,6 +90,7 @@ CREATE TABLE dead (
     reason TEXT NOT NULL,
     detail TEXT NOT NULL,
     died_at REAL NOT NULL,
+    traceback TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (queue, number)
 ) WITHOUT ROWID;
 

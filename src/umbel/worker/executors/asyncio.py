@@ -35,7 +35,7 @@ class AsyncioExecutor(Executor):
         "_thread",
     )
     features: ClassVar[ExecutorFeatures] = ExecutorFeatures(
-        inline=False, soft_limits=False, hard_limits=False, terminate=True, coroutines=True
+        inline=False, soft_limits=True, hard_limits=True, terminate=True, coroutines=True
     )
 
     _runner: Runner

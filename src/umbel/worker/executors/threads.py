@@ -21,7 +21,7 @@ class ThreadsExecutor(Executor):
 
     __slots__ = ("_active", "_done", "_idle", "_inbox", "_lock", "_run", "_size", "_threads")
     features: ClassVar[ExecutorFeatures] = ExecutorFeatures(
-        inline=False, soft_limits=False, hard_limits=False, terminate=False, coroutines=False
+        inline=False, soft_limits=True, hard_limits=True, terminate=True, coroutines=False
     )
 
     _run: Callable[[Execution], Outcome]
