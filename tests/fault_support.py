@@ -135,13 +135,11 @@ class FaultSite:
         """Whatever happens, no process of this test is left."""
         try:
             yield self
-        except BaseException:
-            for running in self.workers:
-                print(running.output)
-            raise
         finally:
             for running in self.workers:
                 kill(running)
+                # Seen where the test failed.
+                print(running.output)
             self.app.close()
 
     def start(self, *options: str, fault: str = "", **env: str) -> WorkerProcess:
@@ -293,26 +291,33 @@ def left_unsettled(seconds: float) -> int:
     return 2 + int(SETTLE_WINDOW / seconds)
 
 
-def check_repeats(site: FaultSite, killed: Collection[int]) -> None:
-    """Fail if a body ran again that a living process had begun, or whose outcome must have been settled."""
+def check_repeats(site: FaultSite, killed: Collection[int], *, threads: bool = False) -> None:
+    """Fail if a body ran again that a living process had begun, or whose outcome must have been settled.
+
+    Outcomes are settled in the order in which bodies end, except among ``threads``.
+    """
     again = [attempt for attempts in site.repeats().values() for attempt in attempts[:-1]]
     for attempt in again:
         assert attempt.pid in killed, f"{attempt} ran again although its process lived"
-    kept = {attempt.pid: 0 for attempt in again}
+    if threads:
+        return
+    settled = dict.fromkeys((attempt.pid for attempt in again), 0)
     for attempt in set(site.attempts()) - set(again):
-        if attempt.pid in kept:
-            kept[attempt.pid] = max(kept[attempt.pid], attempt.ended_at)
+        if attempt.pid in settled:
+            settled[attempt.pid] = max(settled[attempt.pid], attempt.ended_at)
     for attempt in again:
-        # Outcomes are settled in the order in which the bodies end.
-        assert not attempt.ended or attempt.ended_at > kept[attempt.pid], f"{attempt} ran again although it was settled"
+        late = attempt.ended and attempt.ended_at < settled[attempt.pid]
+        assert not late, f"{attempt} ran again although it was settled"
 
 
-def finish(site: FaultSite, row: Any, results: list[AsyncResult[Any]], kills: Collection[Kill]) -> None:
+def finish(
+    site: FaultSite, row: Any, results: list[AsyncResult[Any]], kills: Collection[Kill], *, threads: bool = False
+) -> None:
     """Fill the row once everything is done, check the promise, and look for traces in the logs and the file."""
     row.lost = sum(result.result != number * 2 for number, result in enumerate(results))
     row.repeats = site.duplicates()
     row.recovered = site.recovery(kills)
-    check_repeats(site, {pid for _, pids in kills for pid in pids})
+    check_repeats(site, {pid for _, pids in kills for pid in pids}, threads=threads)
     row.check()
     site.stop_all()
     check_traces(site)

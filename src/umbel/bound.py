@@ -55,7 +55,8 @@ class _Attribute:
     def __get__(self, task: Any, owner: type[Any]) -> Any:
         if task is None:
             return None
-        value = task.app.conf[self.setting]
+        # As an attribute, which is remembered: this is asked for each execution.
+        value = getattr(task.app.conf, self.setting)
         if value is None and self.name in ("acks_on_failure", "acks_on_timeout"):
             both = task.acks_on_failure_or_timeout
             return True if both is None else both

@@ -332,9 +332,9 @@ class Broker(ABC):
         """Hand over the messages in one step and return one outcome each, in order.
 
         Returning means that the store has confirmed. Connecting, sending and that confirmation have ``timeout``
-        seconds together; without it, what the driver was told when it was made. Raises :exc:`OperationalError` if nothing was queued and
-        :exc:`PublishUnknown` if that cannot be known. ``transaction`` is an open transaction of the caller's on the
-        same database; it is an error where ``features.transactions`` is false, never ignored.
+        seconds together; without it, what the driver was told when it was made. Raises :exc:`OperationalError` if
+        nothing was queued and :exc:`PublishUnknown` if that cannot be known. ``transaction`` is an open transaction of
+        the caller's on the same database; it is an error where ``features.transactions`` is false, never ignored.
         """
 
     @abstractmethod
@@ -661,7 +661,8 @@ class ResultWatcher(ABC):
         """Return (task id, encoded meta) of watched tasks that changed, waiting up to the timeout (seconds).
 
         ``patience`` (seconds) bounds how long a store that does not answer is waited for, where that is less than
-        what the driver allows for an answer; :exc:`OperationalError` then. A change may be reported twice, or late by at most a second; a final state is never missed.
+        what the driver allows for an answer; :exc:`OperationalError` then. A change may be reported twice, or late by
+        at most a second; a final state is never missed.
         """
 
     @abstractmethod

@@ -90,29 +90,33 @@ class Nemesis:
         self.count: Counter[str] = Counter()
         self.processes = 0  # worker processes that died
 
-    def strike(self) -> None:
+    def strike(self) -> bool:
+        """Kill somebody; return whether there was anybody to kill: who is only starting is spared."""
         what = self.chance.choice(["child", "child", "child", "worker", "zygote", "producer"])
         if what == "producer":
-            if present := [producer for producer in self.producers if not producer.done]:
-                producer = self.chance.choice(present)
+            senders = [producer for producer in self.producers if not producer.done]
+            if senders:
+                self.count["producers"] += 1
+                producer = self.chance.choice(senders)
                 producer.kill()
                 producer.start()
-                self.count["producers"] += 1
-            return
-        worker = self.chance.choice(self.workers)
-        below = children(worker.process.pid)
-        if not below:
-            return  # it is only starting
+            return bool(senders)
+        workers = [worker for worker in self.workers if children(worker.process.pid)]
+        if not workers:
+            return False
+        worker = self.chance.choice(workers)
         if what == "child":
-            pid = self.chance.choice(below)
-            self._struck("children", (time.monotonic_ns(), {pid}))
-            os.kill(pid, signal.SIGKILL)
-        elif what == "worker":
+            pid = self.chance.choice(children(worker.process.pid) or [0])
+            if pid:
+                self._struck("children", (time.monotonic_ns(), {pid}))
+                os.kill(pid, signal.SIGKILL)
+            return bool(pid)
+        if what == "worker":
             self._struck("workers", kill_worker(worker))
-            self._replace(worker)
         else:
             self._struck("zygotes", self._kill_zygote(worker))
-            self._replace(worker)
+        self.workers[self.workers.index(worker)] = self.site.start("-c", "2")
+        return True
 
     def _struck(self, what: str, kill: Kill) -> None:
         self.count[what] += 1
@@ -128,9 +132,6 @@ class Nemesis:
         assert worker.process.wait(15) == 1, worker.output
         eventually(lambda: not any(map(alive, below)), timeout=5)
         return at, below
-
-    def _replace(self, worker: WorkerProcess) -> None:
-        self.workers[self.workers.index(worker)] = self.site.start("-c", "2")
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -160,8 +161,7 @@ def test_random_processes_are_killed(site: FaultSite, chance: random.Random, row
         while not (all(producer.done for producer in producers) and site.left() == {}):
             now = time.monotonic()
             assert now < started + LONGEST, f"it never ended: {site.left()}"
-            if now >= strike_at:
-                nemesis.strike()
+            if now >= strike_at and nemesis.strike():
                 strike_at = time.monotonic() + chance.uniform(*EVERY)
             time.sleep(0.05)
         took = time.monotonic() - started

@@ -181,11 +181,12 @@ def test_two_workers_take_over_from_the_same_one(site: FaultSite, row: Any) -> N
     wait_for(results, 40)
     row.load, row.faults = f"{HELD} tasks in one process", "1 worker killed, 2 reap it at once"
     row.bound = HELD
-    finish(site, row, results, [kill])
+    finish(site, row, results, [kill], threads=True)
     assert row.repeats == HELD
 
 
-@pytest.mark.parametrize("fault", ["reap:after:1:kill", pytest.param("reap:before:2:kill", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["reap:after:1:kill", "reap:before:2:kill"])
 def test_a_reaper_is_killed_in_the_middle(site: FaultSite, fault: str, row: Any) -> None:
     """It has moved a part when it dies: the next one finds the rest, and what the reaper itself had begun."""
     results, kill = hold_many(site)
@@ -201,4 +202,4 @@ def test_a_reaper_is_killed_in_the_middle(site: FaultSite, fault: str, row: Any)
     # Threads run on while their outcomes are settled, so more than two may have begun.
     begun = [each for each in site.attempts() if each.pid in site.pids(reaper)]
     row.bound = HELD + len(begun)
-    finish(site, row, results, [kill, (at, site.pids(reaper))])
+    finish(site, row, results, [kill, (at, site.pids(reaper))], threads=True)

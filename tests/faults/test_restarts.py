@@ -15,7 +15,7 @@ import pytest
 from fault_support import FaultSite, check_traces, wait_for
 from umbel.result import AsyncResult
 
-PER_SECOND = 40
+PER_SECOND = 30
 
 
 @pytest.fixture(params=["sqlite", "redis"])

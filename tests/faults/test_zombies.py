@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from umbel.signatures import signature
 
 from fault_support import (
     TTL,
@@ -27,7 +29,6 @@ from fault_support import (
 from support import WorkerProcess
 from umbel.interfaces import Place
 from umbel.result import AsyncResult
-from umbel.signature import signature
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -82,16 +83,37 @@ def test_a_task_holds_the_interpreter_for_four_leases(url: str, tmp_path: Path, 
 
 
 @contextlib.contextmanager
-def stopped(running: WorkerProcess) -> Iterator[None]:
+def stopped(site: FaultSite, running: WorkerProcess) -> Iterator[None]:
     """Stop a worker with all its processes for the time of the block."""
     frozen = tree(running.process.pid)
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+
+    def tell(number: int) -> None:
+        for pid in frozen:
+            os.kill(pid, number)
+
+    tell(signal.SIGSTOP)
     try:
+        # Whoever is stopped in the middle of a transaction on a file keeps all others out; that is not what is meant.
+        while writing(site.folder / "umbel.db"):
+            tell(signal.SIGCONT)
+            time.sleep(0.01)
+            tell(signal.SIGSTOP)
         yield
     finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
+        tell(signal.SIGCONT)
+
+
+def writing(file: Path) -> bool:
+    """Say whether anyone is writing to the file, or next in turn."""
+    if not file.exists():
+        return False
+    with open(f"{file}.lock", "r+b") as lock, open(f"{file}.workers", "r+b") as workers:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(workers, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def states(site: FaultSite, results: list[AsyncResult[Any]]) -> list[Any]:
@@ -112,7 +134,7 @@ def test_a_stopped_worker_wakes_up(site: FaultSite, row: Any) -> None:
         results.append(site.send("plain", number, 1.0, link=link))
     eventually(lambda: len(site.attempts()) == 2)
     ran = [attempt.task_id for attempt in site.attempts()]
-    with stopped(zombie):
+    with stopped(site, zombie):
         at = time.monotonic_ns()
         other = site.start("-c", "2")
         wait_for([*results, *links], 30)
@@ -153,7 +175,7 @@ def test_a_stopped_worker_wakes_up_with_unstarted_messages(site: FaultSite, row:
     # Known to be quick, so it is not given back before the first of them has turned out to be slow.
     results = at_once(site, [("plain", number, 0.5 if number == 0 else 0.0) for number in range(40)])
     eventually(lambda: site.app.broker.size("celery", Place.HELD) > 1)
-    with stopped(zombie):
+    with stopped(site, zombie):
         at = time.monotonic_ns()
         held = site.app.broker.size("celery", Place.HELD)
         other = site.start("-c", "2")

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from umbel.result import GroupResult, ResultSet
 from umbel.testing.faults import FaultyUmbel
 from umbel.testing.proxy import Proxy
 from umbel.testing.servers import RedisServer
+from umbel.worker import connecting
+from umbel.worker.plan import make_plan
 
 # How much longer than its deadline a call may take here: the machine may be busy. Without a deadline it would be
 # the five seconds of an answer, or several times that.
@@ -82,6 +86,24 @@ def test_connecting_counts_too(make: Any, proxy: Proxy) -> None:
     proxy.delay(0.7)
     with within(1.0), pytest.raises(OperationalError):
         app.send_task("plain", (1,))
+
+
+def test_a_retry_has_what_is_left(make: Any, proxy: Proxy) -> None:
+    """The first attempt ends shortly before the deadline, and the second meets silence."""
+    app = make(proxy.url, publish_timeout=4.0)
+    app.send_task("plain", (0,))
+    proxy.swallow()
+
+    def again() -> None:
+        proxy.heal()
+        proxy.swallow()
+
+    timer = threading.Timer(3.5, again)
+    timer.start()
+    with within(4.0), pytest.raises(PublishUnknown):
+        app.send_task("plain", (1,))
+    timer.join()
+    assert proxy.accepted == 2, "there was no second attempt"
 
 
 def test_a_call_may_have_a_deadline_of_its_own(make: Any, proxy: Proxy) -> None:
@@ -223,7 +245,7 @@ def waits(app: Umbel, ids: list[str], timeout: float) -> dict[str, Callable[[], 
 @pytest.mark.parametrize(
     ("way", "when"),
     [("get", "from the start"), ("get", "refused"), ("native", "from the start")]
-    + [(way, "while it waits") for way in ("get", "coroutine", "callback", "set", "group", "native")],
+    + [(way, "while it waits") for way in ("get", "coroutine", "set", "group", "native")],
 )
 def test_whoever_has_a_timeout_is_back_in_time(make: Any, proxy: Proxy, way: str, when: str) -> None:
     app = make(proxy.url)
@@ -318,6 +340,27 @@ def test_a_worker_starts_before_its_broker(down: tuple[RedisServer, FaultSite]) 
     site.stop_all()
 
 
+def test_a_long_pause_is_not_waited_for(make: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """What the log calls the next attempt may be half a minute ahead; a broker that is back is found before."""
+    monkeypatch.setattr(connecting, "_STEP", 30.0)
+    server = RedisServer()
+    app = make(server.url)
+    found: list[Any] = []
+    stopping = threading.Event()
+    plan = make_plan(app, {"concurrency": 1})
+    thread = threading.Thread(target=lambda: found.append(connecting.connect(app, plan, server.url, stopping)))
+    thread.start()
+    try:
+        eventually(lambda: "Trying again in 30.00 seconds" in caplog.text)
+        server.start()
+        thread.join(10)
+        assert found == [app.broker]
+    finally:
+        stopping.set()
+        thread.join()
+        server.close()
+
+
 def test_the_result_backend_may_come_later(redis_url: str, tmp_path: Path) -> None:
     """What ends meanwhile is kept until its result can be stored, and its body runs once."""
     with RedisServer() as results:
@@ -377,3 +420,35 @@ def test_a_fork_in_the_middle_of_an_outage(make: Any, proxy: Proxy) -> None:
             pytest.fail("the child waits for ever")
         time.sleep(0.05)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"appendonly": "yes", "appendfsync": "always"}, 500),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, 500),
+        ({"appendonly": "no", "save": "3600 1 300 100 60 10000"}, 0),
+    ],
+    ids=["always", "everysec", "snapshots"],
+)
+def test_what_a_killed_redis_keeps(make: Any, settings: dict[str, str], kept: int) -> None:
+    """The process alone is killed; what a power cut takes is up to its disk."""
+    with RedisServer(settings=settings) as server:
+        app = make(server.url)
+        app.send_many([("plain", (number,)) for number in range(500)])
+        assert app.broker.size("celery") == 500
+        server.kill()
+        server.start()
+        with contextlib.suppress(OperationalError):  # the first to notice
+            app.broker.size("celery")
+        assert app.broker.size("celery") == kept
+
+
+def test_memory_is_gone_with_its_process(make: Any) -> None:
+    code = (
+        "from umbel import Umbel; app = Umbel('one', broker='memory://shared'); "
+        "app.send_task('plain'); print(app.broker.size('celery'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "1\n"
+    assert make("memory://shared").broker.size("celery") == 0

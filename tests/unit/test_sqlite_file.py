@@ -17,7 +17,8 @@ import pytest
 
 from umbel.backends.sqlite import SqliteBackend
 from umbel.brokers.sqlite import SqliteBroker
-from umbel.brokers.sqlite.database import WAL_LIMIT, Database, Session, file_system, refuse_network
+from umbel.brokers.sqlite.database import WAL_LIMIT, Database, Session
+from umbel.brokers.sqlite.filesystem import file_system, refuse_network
 from umbel.clock import SYSTEM_CLOCK
 from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
 from umbel.interfaces import Leases, Place

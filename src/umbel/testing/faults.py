@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,7 +107,14 @@ class FaultPlan:
             if (fault.method, fault.when) == ("publish", "after"):
                 raise PublishUnknown(args[0][0].task_id, text)
             raise OperationalError(text)
-        os.kill(os.getpid(), signal.SIGKILL if fault.action == "kill" else signal.SIGSTOP)
+        if fault.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            # To this thread, which stops the process at once. Sent to the process, the signal may be taken up by
+            # another thread, and this one would run on for a while: into the call, and a transaction.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        # Another thread may be the one that takes the signal; until it has, this one must not go on.
+        time.sleep(0.1)
 
     def _mark(self, fault: Fault) -> bool:
         """Say whether this process is the one that meets the fault, and leave the mark."""

@@ -298,7 +298,7 @@ class Link:
 
     def stale(self) -> bool:
         """Say whether the server has closed the connection while it lay idle."""
-        if self._sock is None or not self._readable():
+        if self._sock is None or not self._arrived(self._sock, 0.0, None):
             return False
         try:
             self.pump()
@@ -306,13 +306,10 @@ class Link:
             return True
         return False
 
-    def _readable(self) -> bool:
-        return self._arrived(self._sock, 0.0, None)
-
     def pump(self) -> None:
         """Hand the push messages that have arrived to ``on_push``; never waits for more than a started one."""
         self._drain()
-        while self._readable():
+        while self._arrived(self._sock, 0.0, None):
             self._receive()
             self._drain()
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from umbel.brokers.sqlite.filesystem import file_system, refuse_network
 from umbel.brokers.sqlite.migrations import SCHEMA, script
 from umbel.brokers.sqlite.shared import Shared
 from umbel.clock import SYSTEM_CLOCK
@@ -35,13 +36,6 @@ _PASSING = (
     "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_NOMEM",
     "SQLITE_INTERRUPT", "SQLITE_SCHEMA",
 )  # fmt: skip
-# fmt: off
-_NETWORK = frozenset((
-    "9p", "afs", "ceph", "cifs", "fuse.cephfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs",
-    "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "prl_fs", "smb2", "smb3", "smbfs",
-    "vboxsf",
-))
-# fmt: on
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _PRAGMAS = (
     "wal_autocheckpoint = 0",
@@ -451,30 +445,6 @@ def _prepare(database: Database) -> None:
     if os.name == "posix" and os.stat(path).st_mode & stat.S_IWOTH:
         # Whoever writes to it decides which tasks run.
         raise ImproperlyConfigured(f"everybody may write to {path}; run: chmod o-w {path}")
-
-
-def refuse_network(path: str, kind: str) -> None:
-    """Raise ImproperlyConfigured if that kind of file system is a network one."""
-    if kind in _NETWORK:
-        raise ImproperlyConfigured(
-            f"{path} is on a network file system ({kind}), where locks and shared memory do not hold; "
-            "use a local disk or a broker with a server (?network=allow overrides this)"
-        )
-
-
-def file_system(folder: str) -> str:
-    """Return the kind of file system that holds the folder, or nothing where that cannot be told."""
-    try:
-        device = os.stat(folder).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            for line in mounts:
-                before, _, after = line.partition(" - ")
-                if before.split(" ", 3)[2] == wanted:
-                    return after.split(" ", 1)[0]
-    except (OSError, IndexError, AttributeError):
-        pass
-    return ""
 
 
 def _is_ours(connection: sqlite3.Connection, path: str) -> bool:
