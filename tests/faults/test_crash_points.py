@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from umbel.signatures import signature
 
 from fault_support import FaultSite, eventually, wait_for
 from umbel.interfaces import Place
+from umbel.signature import signature
 
 WORKER_POINTS = [
     f"{method}:{when}:{call}:kill"

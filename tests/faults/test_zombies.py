@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from umbel.signatures import signature
 
 from fault_support import (
     TTL,
@@ -29,6 +28,7 @@ from fault_support import (
 from support import WorkerProcess
 from umbel.interfaces import Place
 from umbel.result import AsyncResult
+from umbel.signature import signature
 
 
 @pytest.fixture(params=["sqlite", "redis"])
