@@ -16,6 +16,8 @@ elseif state == 'live' then
   local stop = call('ZSCORE', NS .. 'widx', ARGV[5])
   if ARGV[7] ~= '1' and stop and tonumber(stop) > NOW then return {0, 0} end
   call('HSET', KEYS[1], 'state', 'reaped')
+  -- From here on it is over whatever the clock says, though that may go back before all is moved.
+  call('ZADD', NS .. 'widx', 0, ARGV[5])
 end
 
 local pauses = {}
