@@ -22,6 +22,22 @@ _REDIS_RESULTS: Final = {
     "redis_db": "db",
     "redis_backend_use_ssl": "ssl",
 }
+# What only RabbitMQ's driver reads.
+_AMQP: Final = {
+    "broker_heartbeat": "heartbeat",
+    "broker_login_method": "login_method",
+    "broker_native_delayed_delivery_queue_type": "delay_queue_type",
+}
+# What a backend that sends results has to know of the broker, whose server it uses.
+_RPC_RESULTS: Final = {
+    "broker_write_url": "broker_url",
+    "broker_use_ssl": "ssl",
+    "broker_login_method": "login_method",
+    "broker_connection_timeout": "socket_connect_timeout",
+    "publish_timeout": "publish_timeout",
+    "result_serializer": "serializer",
+    "result_persistent": "persistent",
+}
 _REDIS: Final = ("redis", "rediss", "redis+socket", "sentinel")
 
 
@@ -41,6 +57,7 @@ def broker_options(conf: Mapping[str, Any]) -> dict[str, Any]:
         options["socket_connect_timeout"] = conf["broker_connection_timeout"]
     if conf["broker_use_ssl"]:
         options["ssl"] = conf["broker_use_ssl"]
+    options |= {option: conf[name] for name, option in _AMQP.items() if conf[name] is not None}
     strategy = drivers.failover(conf["broker_failover_strategy"])
     return options | {"failover_strategy": strategy, **given}
 
@@ -50,7 +67,16 @@ def backend_options(conf: Mapping[str, Any], url: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if isinstance(url, str) and url.partition(":")[0].lower() in _REDIS:
         options = {option: conf[name] for name, option in _REDIS_RESULTS.items() if conf[name]}
+    elif drivers.sends_results(url):
+        options = {option: conf[name] for name, option in _RPC_RESULTS.items() if conf[name] is not None}
+        options["expires"] = _seconds(conf["result_expires"])
     return options | dict(conf["result_backend_transport_options"] or {})
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    return float(value.total_seconds() if hasattr(value, "total_seconds") else value) or None
 
 
 def unread_options(conf: Mapping[str, Any]) -> list[str]:

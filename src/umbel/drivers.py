@@ -28,9 +28,11 @@ BACKEND_GROUP = "umbel.backends"
 
 class _Driver(NamedTuple):
     target: str  # "module:Class"
-    extra: str = ""  # what to install, and the library it brings
+    extra: str = ""  # what to install
+    library: str = ""  # what that brings, if it has another name
     one_url: str = ""  # why it takes no list of URLs
     reads: frozenset[str] | None = None  # the transport options that do something; None: nobody knows
+    sends: bool = False  # results go to their callers instead of into a store
 
 
 # Options of users alone: those that are settings too are always given, and read under the setting's name.
@@ -46,10 +48,19 @@ _ONE_FILE = "there is one file, and nothing to fail over to"
 _ONE_PROCESS = "it lives in this process"
 
 _REDIS = _Driver("umbel.brokers.redis:RedisBroker", "redis", reads=_REDIS_CONNECTION | _REDIS_QUEUES)
+_RABBIT_CONNECTION = frozenset({
+    "connect_timeout", "login_method", "socket_connect_timeout", "ssl", "ssl_ca_certs", "ssl_cert_reqs",
+    "ssl_certfile", "ssl_ciphers", "ssl_keyfile",
+})  # fmt: skip
+_RABBIT_QUEUES = {"consumer_timeout", "dead_letters", "delay_queue_type", "heartbeat"}
+_RABBIT = _Driver(
+    "umbel.brokers.rabbitmq.broker:RabbitBroker", "rabbitmq", library="amqp", reads=_RABBIT_CONNECTION | _RABBIT_QUEUES
+)
 _BROKERS = {
     "memory": _Driver("umbel.brokers.memory:MemoryBroker", one_url=_ONE_PROCESS, reads=frozenset()),
     "sqlite": _Driver("umbel.brokers.sqlite:SqliteBroker", one_url=_ONE_FILE, reads=_SQLITE),
     **dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), _REDIS),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp"), _RABBIT),
 }
 _REDIS_RESULTS = _Driver(
     "umbel.backends.redis:RedisBackend",
@@ -61,13 +72,24 @@ _BACKENDS = {
     "memory": _Driver("umbel.backends.memory:MemoryBackend", one_url=_ONE_PROCESS, reads=frozenset()),
     "sqlite": _Driver("umbel.backends.sqlite:SqliteBackend", one_url=_ONE_FILE, reads=_SQLITE),
     **dict.fromkeys(("redis", "rediss", "redis+socket", "sentinel"), _REDIS_RESULTS),
+    "rpc": _Driver(
+        "umbel.backends.rabbitmq_rpc:RpcBackend",
+        "rabbitmq",
+        library="amqp",
+        one_url="results are sent where the caller listens",
+        reads=_RABBIT_CONNECTION,
+        sends=True,
+    ),
 }
 # Celery's other names for the same things.
-_ALIASES = {"socket": "redis+socket", "cache+memory": "memory"}
+_ALIASES = {"socket": "redis+socket", "cache+memory": "memory", "librabbitmq": "pyamqp"}
 _PLANNED = {
-    "RabbitMQ, as the extra umbel[rabbitmq],": ("amqp", "amqps", "pyamqp", "librabbitmq", "rpc"),
     "PostgreSQL, as the extra umbel[postgres],": ("postgresql", "postgres", "db+postgresql"),
 }
+
+
+# Of django-celery-results; for others it must be installed to be known.
+_DJANGO = ("django-db", "django-cache")
 
 
 class _Kind(NamedTuple):
@@ -86,6 +108,8 @@ _SEPARATOR = re.compile(r";\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 # Two patterns and not one: a single one would try every place in a long text without an end.
 _PARAMETER = re.compile(r"[?&;]([^=&#;?]*)=")
 _VALUE = re.compile(r"[^&#]*")  # with ";", which may be part of a password
+# "host:6379/0?name=x@y" has its "@" in the query; "user:pass/word@host" and "user:2024/word@host" after the password.
+_QUERY = re.compile(r"(?:\[[^\]]*\]|[^:/?#]+)(?::\d+)?(?:/[^?#@]*)?\?[^#]*=.*", re.DOTALL)
 _SECRET = re.compile(r"pass|pwd|token|secret|key|sig|auth|cred", re.IGNORECASE)
 _NO_SECRET = ("file", "path")
 
@@ -125,6 +149,8 @@ def open_backend(
         return None
     if isinstance(url, str) and url.strip().lower() in _BACKENDS:
         url = f"{url.strip()}://"
+    if isinstance(url, str):
+        _refuse_celerys(url.partition("://")[0].strip())
     return cast(ResultBackend, _build(_BACKEND, url, _options(options, app_name), clock))
 
 
@@ -164,6 +190,12 @@ def unread(url: str | Iterable[str] | None, options: Mapping[str, Any], *, resul
     urls = split(url or "")
     driver = (_BACKENDS if results else _BROKERS).get(scheme_of(urls[0])) if urls and "://" in urls[0] else None
     return [] if driver is None or driver.reads is None else sorted(set(options) - driver.reads)
+
+
+def sends_results(url: Any) -> bool:
+    """Whether the result backend of this URL sends results to their callers instead of storing them."""
+    driver = _BACKENDS.get(url.partition(":")[0].strip().lower()) if isinstance(url, str) else None
+    return driver is not None and driver.sends
 
 
 def failover(strategy: Any) -> Callable[[Sequence[str]], Iterator[str]]:
@@ -208,10 +240,11 @@ def _construct(driver: _Driver, scheme: str, url: str, options: Mapping[str, Any
         made: object = getattr(importlib.import_module(module), name)(url, options=options, clock=clock)
     except ModuleNotFoundError as exc:
         # Only the driver's own library is a missing extra; anything else is a broken installation.
-        if not driver.extra or (exc.name or "").partition(".")[0] != driver.extra:
+        library = driver.library or driver.extra
+        if not library or (exc.name or "").partition(".")[0] != library:
             raise
         raise ImproperlyConfigured(
-            f"URLs that start with {scheme}:// need the {driver.extra} library: pip install 'umbel[{driver.extra}]'"
+            f"URLs that start with {scheme}:// need the {library} library: pip install 'umbel[{driver.extra}]'"
         ) from exc
     return made
 
@@ -222,6 +255,21 @@ def _third_party(kind: _Kind, scheme: str) -> _Driver | None:
     for point in entry_points(group=kind.group, name=scheme):
         return _Driver(point.value)
     return None
+
+
+def _refuse_celerys(name: str) -> None:
+    """Raise for what a package brings for Celery, such as ``django-db``: by its name there or the path of a class."""
+    if name in _BACKENDS or name in _ALIASES:
+        return
+    from importlib.metadata import entry_points
+
+    found = [point.value for point in entry_points(group="celery.result_backends") if name in (point.name, point.value)]
+    if found or name in _DJANGO or (":" in name and "/" not in name):
+        what = f"{name} ({found[0]})" if found and found[0] != name else name
+        raise ImproperlyConfigured(
+            f"the result backend {what} was written for Celery, and Umbel cannot use it. Keep results in redis://, "
+            "sqlite:/// or rpc://; the tables and admin pages of the package go on working"
+        )
 
 
 def _unknown(kind: _Kind, scheme: str) -> str:
@@ -292,15 +340,13 @@ def _mask_one(url: str, hidden: str) -> str:
     head, rest = url[:lead], url[lead:]
     user, colon, _ = rest.partition(":")
     at = rest.rfind("@")
-    if colon and at > len(user) and not re.search(r"[/?#@]", user) and _holds_password(rest):
-        return f"{head}{user}:{hidden}{_mask_query(rest[at:], hidden)}"
+    if colon and at > len(user) and not re.search(r"[/?#@]", user) and _QUERY.fullmatch(rest[:at]) is None:
+        shown = _mask_query(rest[at:], hidden)
+        if _mask_query(rest[:at], hidden) != rest[:at]:
+            # What comes next may belong to the password, or to a parameter that is one.
+            shown = f"@{hidden}{shown[_VALUE.match(shown, 1).end() :]}"  # type: ignore[union-attr]
+        return f"{head}{user}:{hidden}{shown}"
     return head + _mask_query(rest, hidden)
-
-
-def _holds_password(rest: str) -> bool:
-    # "host:6379/path@x" has its "@" in the path; "user:pass/word@host" has a "/" in its password.
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    return "@" in authority or re.fullmatch(r"[^:]+:\d*", authority) is None
 
 
 def _mask_query(text: str, hidden: str) -> str:

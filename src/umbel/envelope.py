@@ -11,6 +11,7 @@ import msgspec
 
 from umbel.exceptions import DecodeError, EncodeError
 from umbel.jsoncodec import decode_extra, encode_strict, explain_parts, may_have_tags
+from umbel.nesting import TOO_DEEP, too_deep
 
 _PARTS: Final = ("body", "content_type", "content_encoding", "headers", "properties")
 
@@ -122,6 +123,8 @@ def encode_envelope(message: Message) -> bytes:
 def decode_envelope(raw: bytes) -> Message:
     """Return the message of a kombu envelope; keys that are missing get defaults. DecodeError when it is none."""
     try:
+        if too_deep(raw):
+            raise ValueError(TOO_DEEP)
         envelope = _read_tagged(raw) if may_have_tags(raw) else _read_plain(raw)
         properties = envelope.properties or {}
         body = _decode_body(envelope, properties.get("body_encoding"))
@@ -134,6 +137,47 @@ def decode_envelope(raw: bytes) -> Message:
         content_encoding=envelope.content_encoding or "utf-8",
         headers=envelope.headers or {},
         properties=properties,
+    )
+
+
+CUT: Final = "umbel-cut"
+"""The header of what is kept of a message whose body was too large to be kept; its value is the size in bytes."""
+
+KEPT: Final = 65536
+"""The most bytes that are kept of a message that is not kept whole."""
+
+
+def remains(raw: bytes, message: Message | None) -> bytes:
+    """Return what is kept of a message that is too large, or that is none: an envelope without its body, or a start.
+
+    :param message: what was read from it, if something was.
+    """
+    try:
+        found = message.replace(body=b"") if message is not None else _without_body(raw)
+        size = len(raw) if message is None else len(message.body)
+        envelope = encode_envelope(found.replace(headers={**found.headers, CUT: size}))
+    except (msgspec.DecodeError, RecursionError, EncodeError):
+        return raw[:KEPT]
+    return envelope if len(envelope) <= KEPT else raw[:KEPT]
+
+
+class _Outside(msgspec.Struct, rename={"content_type": "content-type", "content_encoding": "content-encoding"}):
+    """An envelope whose body is passed over."""
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] | None = None
+    properties: dict[str, Any] | None = None
+
+
+def _without_body(raw: bytes) -> Message:
+    found = msgspec.json.decode(raw, type=_Outside)
+    return Message(
+        body=b"",
+        content_type=found.content_type or "application/json",
+        content_encoding=found.content_encoding or "utf-8",
+        headers=found.headers,
+        properties=found.properties,
     )
 
 

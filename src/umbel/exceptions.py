@@ -233,9 +233,22 @@ class RemoteError(TaskError):
 class SoftTimeLimitExceeded(TaskError):
     """Raised inside the task when its soft time limit has passed. Clean up and return, or let it fail."""
 
+    def __str__(self) -> str:
+        return _limit_words("soft", self.args)
+
 
 class TimeLimitExceeded(TaskError):
     """The task ran past its hard time limit and was stopped."""
+
+    def __str__(self) -> str:
+        return _limit_words("hard", self.args)
+
+
+def _limit_words(kind: str, args: tuple[Any, ...]) -> str:
+    # A Celery worker gives the seconds alone, or nothing.
+    if len(args) == 1 and isinstance(args[0], int | float):
+        return f"the {kind} time limit of {args[0]:g} s was exceeded"
+    return str(args[0]) if args else f"the {kind} time limit was exceeded"
 
 
 class WorkerLostError(TaskError):

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from umbel.exceptions import DecodeError, EncodeError
+from umbel.nesting import TOO_DEEP, too_deep
 
 Encoder = Callable[[Any], Any]
 Decoder = Callable[[Any], Any]
@@ -116,9 +117,13 @@ def json_loads(data: bytes | bytearray | memoryview | str) -> Any:
     """Return the value of JSON text, with tagged types restored; DecodeError when it is none."""
     try:
         if isinstance(data, str):
+            if too_deep(data.encode("utf-8", "replace")):
+                raise ValueError(TOO_DEEP)
             return _decode_json(data)
         if type(data) is not bytes:
             data = bytes(data)
+        if too_deep(data):
+            raise ValueError(TOO_DEEP)
         if not may_have_tags(data):
             try:
                 return _decode_plain(data)

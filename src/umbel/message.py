@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -192,9 +193,13 @@ def _identity(message: Message, fields: dict[str, Any]) -> tuple[str, str]:
     return task, id
 
 
-def checked_id(id: Any) -> Any:
-    """Return the id that a caller wants for a task; ``ValueError`` if a worker would refuse it."""
-    if isinstance(id, str) and (len(id) > LONGEST_ID or not id.isprintable()):
+def checked_id(id: Any) -> str:
+    """Return the id that a caller wants for a task, as text; ``ValueError`` if a worker would refuse it."""
+    if not isinstance(id, str):
+        if isinstance(id, UUID):
+            return str(id)
+        raise ValueError(f"task_id must be text or a uuid.UUID, not {id!r:.100}; for a number give str() of it")
+    if len(id) > LONGEST_ID or not id.isprintable():
         raise ValueError(f"task_id must be at most {LONGEST_ID} printable characters, not {id[:100]!r}")
     return id
 

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from umbel import states
 from umbel.exceptions import DecodeError
-from umbel.serialization import compress, decode_exception, decompress, dumps, encode_exception, loads
+from umbel.resultbase import ResultBase
+from umbel.serialization import accepted_by, compress, decode_exception, decompress, dumps, encode_exception, loads
 
 Meta = dict[str, Any]
 """A decoded meta: exceptions rebuilt, children still as tuples."""
@@ -40,6 +41,7 @@ def encode_meta(
     *,
     request: Any = None,
     extended: bool = False,
+    veil: Any = None,
     serializer: str = "json",
     compression: str | None = None,
 ) -> bytes:
@@ -49,6 +51,7 @@ def encode_meta(
     :param date_done: left out of the document while the state is not a ready one.
     :param request: the task's :class:`~umbel.context.Context`, for the ids and the extended fields.
     :param extended: whether to add name, arguments, worker and so on (``result_extended``).
+    :param veil: the :class:`~umbel.sensitive.Veil` of the task, where it has one.
     """
     if children is None and request is not None:
         children = getattr(request, "children", None)
@@ -62,12 +65,12 @@ def encode_meta(
         "date_done": date_done if state in states.READY_STATES else None,
     }
     if request is not None:
-        _add_request(meta, request, extended)
+        _add_request(meta, request, extended, veil)
     meta["task_id"] = task_id
     return _encode(meta, serializer, compression, f"the result of task {task_id}")
 
 
-def _add_request(meta: Meta, request: Any, extended: bool) -> None:
+def _add_request(meta: Meta, request: Any, extended: bool, veil: Any) -> None:
     if group := getattr(request, "group", None):
         meta["group_id"] = group
     if parent := getattr(request, "parent_id", None):
@@ -77,6 +80,8 @@ def _add_request(meta: Meta, request: Any, extended: bool) -> None:
     meta["name"] = getattr(request, "task", None)
     meta["args"] = getattr(request, "args", None)
     meta["kwargs"] = getattr(request, "kwargs", None)
+    if veil is not None:
+        meta["args"], meta["kwargs"] = veil.values(meta["args"], meta["kwargs"])
     meta["worker"] = getattr(request, "hostname", None)
     meta["retries"] = getattr(request, "retries", None)
     meta["queue"] = (getattr(request, "delivery_info", None) or {}).get("routing_key")
@@ -161,8 +166,8 @@ def decode_part(
 
 
 def _as_tuple(result: Any) -> Any:
-    # Only results have it; asking the class keeps an object with a __getattr__ of its own from answering.
-    return result.as_tuple() if hasattr(type(result), "as_tuple") else result
+    # By class: a Decimal has a method of that name, too.
+    return result.as_tuple() if isinstance(result, ResultBase) and hasattr(result, "as_tuple") else result
 
 
 def _encode(document: Any, serializer: str, compression: str | None, what: str) -> bytes:
@@ -196,7 +201,6 @@ def decoder(conf: Any) -> Callable[[bytes], Meta]:
     return decode
 
 
-def accepted(conf: Any) -> Collection[str] | None:
+def accepted(conf: Any) -> Collection[str]:
     """Return which serializers a result may have come in."""
-    accept: Collection[str] | None = conf.result_accept_content or conf.accept_content
-    return accept
+    return accepted_by(conf, conf.result_accept_content or conf.accept_content)

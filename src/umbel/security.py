@@ -59,7 +59,8 @@ def setup_security(
 
     Call it where the app is made, in clients and in workers. What is not given comes from ``security_key`` (a path),
     ``security_key_password``, ``security_certificate``, ``security_cert_store`` and ``security_digest``. Raises
-    :exc:`ImproperlyConfigured` unless ``task_serializer`` is ``"auth"`` and ``accept_content`` is ``["auth"]``.
+    :exc:`ImproperlyConfigured` unless ``task_serializer`` is ``"auth"`` and ``accept_content`` is ``["auth"]``, and for
+    a serializer such as pickle without ``accept_unsafe``.
 
     :param allowed_serializers: what else than JSON and ``serializer`` may be inside a signed body.
     :param serializer: how a body is encoded before it is signed.
@@ -73,6 +74,8 @@ def setup_security(
         raise ImproperlyConfigured(_MISSING)
     if not isinstance(key, str | os.PathLike):
         raise ImproperlyConfigured("with certificates, security_key is the path of the private key's file")
+    for name in (serializer, *(allowed_serializers or ())):
+        serialization.refuse_unsafe(name, conf, "setup_security()")
     password = key_password or conf.security_key_password
     register_auth(
         _read(key, "security_key"),

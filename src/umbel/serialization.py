@@ -1,24 +1,28 @@
 """Values to bytes and back, under kombu's serializer names and content types.
 
 Encoding may use any serializer. Decoding uses only those that the reader accepts, and that is JSON alone unless told
-otherwise: pickle runs whatever the writer wants. yaml and msgpack are imported when first used.
+otherwise. Those that run what the writer wants, such as pickle, are *unsafe*: an app uses them only where the setting
+``accept_unsafe`` says so too. yaml and msgpack are imported when first used.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 from umbel.compression import DEFAULT_LIMIT, compress, decompress
 from umbel.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured, SecurityError
 from umbel.jsoncodec import encode_text, explain, json_dumps, json_loads, register_type
+from umbel.nesting import MAX_DEPTH, TOO_DEEP, too_deep, value_too_deep
 from umbel.remote import decode_exception, encode_exception
 
 __all__ = [
     "DEFAULT_LIMIT",
     "JSON_ONLY",
+    "accepted_by",
     "compress",
     "content_type_of",
     "decode_exception",
@@ -27,8 +31,10 @@ __all__ = [
     "encode_exception",
     "json_dumps",
     "json_loads",
+    "is_unsafe",
     "loads",
     "refusal",
+    "refuse_unsafe",
     "register",
     "register_type",
 ]
@@ -59,7 +65,7 @@ def _encode_pickle(value: Any) -> bytes:
 def _decode_pickle(data: bytes) -> Any:
     import pickle
 
-    return pickle.loads(data)
+    return pickle.loads(data)  # nosec B301 # accept_unsafe allows it
 
 
 def _yaml() -> Any:
@@ -76,9 +82,10 @@ def _encode_yaml(value: Any) -> str:
 
 
 def _decode_yaml(data: bytes) -> Any:
+    _yaml()
     from yaml.constructor import ConstructorError
 
-    loader = _yaml().SafeLoader(data)
+    loader = _yaml_loader()(data)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -90,6 +97,28 @@ def _decode_yaml(data: bytes) -> Any:
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    from yaml.events import CollectionEndEvent, CollectionStartEvent
+
+    class Loader(_yaml().SafeLoader):  # type: ignore[misc]
+        """The safe loader, with a limit: its own is the interpreter's."""
+
+        depth = 0
+
+        def get_event(self) -> Any:
+            event = super().get_event()
+            if isinstance(event, CollectionStartEvent):
+                self.depth += 1
+                if self.depth > MAX_DEPTH:
+                    raise ValueError(TOO_DEEP)
+            elif isinstance(event, CollectionEndEvent):
+                self.depth -= 1
+            return event
+
+    return Loader
 
 
 def _spread(node: Any, known: dict[int, float]) -> float:
@@ -121,8 +150,12 @@ def _encode_msgpack(value: Any) -> bytes:
 
 
 def _decode_msgpack(data: bytes) -> Any:
-    # Without limits of its own it takes those of the data's length.
-    return _msgpack().unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+    # Without limits of its own it takes those of the data's length. It keeps its place in a table of 1024 levels and
+    # not on the stack, so that looking afterwards is soon enough.
+    value = _msgpack().unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+    if len(data) > MAX_DEPTH and value_too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
 
 
 def _refuse_extension(code: int, data: bytes) -> NoReturn:
@@ -131,6 +164,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 _by_name: dict[str, _Serializer] = {}
 _by_content_type: dict[str, tuple[str, _Serializer]] = {}
+_unsafe: set[str] = set()  # names and content types; none is ever taken out
 
 
 def register(
@@ -139,18 +173,25 @@ def register(
     decoder: Callable[[bytes], Any] | None,
     content_type: str,
     content_encoding: str = "utf-8",
+    *,
+    unsafe: bool = False,
 ) -> None:
     """Add a serializer to this process, or replace one. The reader needs it too, and must accept it.
 
     Without an encoder it can only be read, without a decoder only be written.
+
+    :param unsafe: reading it may run code that the writer chose (dill, cloudpickle), so that it is only used where
+        ``accept_unsafe`` is set. Whatever takes pickle's name or content type is unsafe.
     """
     serializer = _Serializer(content_type, content_encoding, encoder, decoder)
+    if unsafe:
+        _unsafe.update((name, content_type))
     _by_name[name] = serializer
     _by_content_type[content_type] = (name, serializer)
 
 
 register("json", encode_text, json_loads, "application/json")
-register("pickle", _encode_pickle, _decode_pickle, "application/x-python-serialize", "binary")
+register("pickle", _encode_pickle, _decode_pickle, "application/x-python-serialize", "binary", unsafe=True)
 register("yaml", _encode_yaml, _decode_yaml, "application/x-yaml")
 register("msgpack", _encode_msgpack, _decode_msgpack, "application/x-msgpack", "binary")
 
@@ -160,6 +201,30 @@ def content_type_of(name: str) -> str:
     if "/" in name:
         return name
     return _serializer(name).content_type
+
+
+def is_unsafe(name: str) -> bool:
+    """Say whether reading what this serializer (or content type) wrote may run code that the writer chose."""
+    return name in _unsafe
+
+
+def refuse_unsafe(name: str | None, conf: Mapping[str, Any], where: str) -> None:
+    """Raise :exc:`ImproperlyConfigured` for an unsafe serializer, unless the settings allow those.
+
+    :param where: what names the serializer, as the subject of a sentence.
+    """
+    if name in _unsafe and not conf["accept_unsafe"]:
+        raise ImproperlyConfigured(
+            f"{where} names {name!r}, which runs whatever the writer of a message wants; use json, or, where everybody "
+            "who can write to the broker and to the result backend may run code here, set accept_unsafe = True in "
+            "clients and workers (with old names and in Django's settings: CELERY_ACCEPT_UNSAFE)"
+        )
+
+
+def accepted_by(conf: Mapping[str, Any], accept: Collection[str] | None = None) -> tuple[str, ...]:
+    """Return what an app reads: ``accept_content``, or ``accept``, without what is unsafe and not allowed to be."""
+    names = tuple(conf["accept_content"] if accept is None else accept)
+    return names if _unsafe.isdisjoint(names) or conf["accept_unsafe"] else tuple(n for n in names if n not in _unsafe)
 
 
 def dumps(value: Any, serializer: str | None = "json", *, what: str = "the value") -> tuple[str, str, bytes]:
@@ -180,7 +245,16 @@ def dumps(value: Any, serializer: str | None = "json", *, what: str = "the value
         raise
     except Exception as error:  # serializers and the hooks of values are user code: anything may come
         raise EncodeError(explain(value, what, chosen.encode, serializer or "json", error)) from error
-    return chosen.content_type, chosen.content_encoding, data.encode("utf-8") if isinstance(data, str) else data
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    if _nobody_reads(serializer, raw, value):
+        raise EncodeError(f"{what}: {TOO_DEEP}, which nobody would read; pass flat data")
+    return chosen.content_type, chosen.content_encoding, raw
+
+
+def _nobody_reads(serializer: str | None, raw: bytes, value: Any) -> bool:
+    if serializer in ("msgpack", "yaml"):
+        return len(raw) > MAX_DEPTH and value_too_deep(value)
+    return serializer in ("json", None) and too_deep(raw)
 
 
 def _dumps_raw(value: Any, serializer: str | None) -> tuple[str, str, bytes]:
@@ -212,9 +286,10 @@ def refusal(content_type: str | None, accept: Collection[str] | None, data: byte
     name = _by_content_type[content_type][0] if content_type in _by_content_type else content_type
     if name in accept:
         return None
+    unsafe = ", and it is read only with accept_unsafe = True too" if content_type in _unsafe else ""
     return ContentDisallowed(
         f"refused to read content of type {content_type:.100}: {name[:100]!r} is not in accept_content "
-        f"({', '.join(accept)})",
+        f"({', '.join(accept)}){unsafe}",
         content_type,
         data,
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from umbel import aliased
 from umbel.exceptions import CeleryWarning, ImproperlyConfigured
 from umbel.loading import import_from_cwd
 from umbel.setting_names import canonical, check_unmixed, mistake, strip_namespace
@@ -103,7 +104,7 @@ def _is_code(value: Any, setting: str | None) -> bool:
 
 
 def _complain(text: str, strict: bool) -> None:
-    if strict:
+    if strict and not aliased.active:
         raise ImproperlyConfigured(text)
     warnings.warn(text, CeleryWarning, stacklevel=2)
 

@@ -202,7 +202,7 @@ READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "list": (_items, "a list, or a string with commas"),
     "numbers": (_numbers, "a list of numbers of at least 0, such as (1, 5, 30)"),
     "positive": (_positive, "a number above 0, such as 2.5"),
-    "requeue | fail": (_choice("requeue", "fail"), '"requeue" or "fail"'),
+    "requeue | retry | fail": (_choice("requeue", "retry", "fail"), '"requeue", "retry" or "fail"'),
     "seconds": (_seconds, "a number of seconds or a timedelta"),
     "strict": (_choice("strict"), '"strict", or None'),
     "string": (_string, "a string"),

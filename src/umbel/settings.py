@@ -19,12 +19,14 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 from umbel.connection_options import unread_options
 from umbel.drivers import mask, split
 from umbel.exceptions import ImproperlyConfigured
+from umbel.serialization import refuse_unsafe
 from umbel.setting_names import canonical, mistake
 from umbel.setting_rows import ROWS, Setting
 from umbel.setting_sources import Layer, find, read
@@ -90,6 +92,10 @@ class Settings(MutableMapping[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         self._stack.put({name: value}, "app.conf")
 
+    def first(self, *names: str) -> Any:
+        """Return the first of these settings that is not None, or None; what extensions of Celery ask by."""
+        return next((value for name in names if (value := self.get(name)) is not None), None)
+
     def __delitem__(self, name: str) -> None:
         """Take back an explicit change; what the sources say shows again."""
         self._stack.drop(name)
@@ -140,6 +146,11 @@ class Settings(MutableMapping[str, Any]):
             )
         self.load_object(module, silent=silent, force=force)
         return True
+
+    @property
+    def loaded_from(self) -> dict[str, Any]:
+        """The arguments of the last :meth:`load_object`, a module by its name; empty if there is no source."""
+        return dict(self._stack.loaded_from)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -210,6 +221,11 @@ def check(settings: Mapping[str, Any]) -> None:
             f"task_soft_time_limit ({soft:g}) must not be more than task_time_limit ({hard:g}), or no task is ever "
             "asked to end before it is killed; lower the one or raise the other"
         )
+    for name in ("task_serializer", "result_serializer", "event_serializer"):
+        refuse_unsafe(settings[name], settings, name)
+    for name in ("accept_content", "result_accept_content"):
+        for each in settings[name] or ():
+            refuse_unsafe(each, settings, name)
     keyring_of(settings)
 
 
@@ -250,6 +266,7 @@ class _Stack:
         self.version = 0
         self.changes = Layer()
         self.on_load: Callable[[], None] | None = None
+        self.loaded_from: dict[str, Any] = {}
         self._namespace = namespace
         self._strict = strict
         self._cache = cache
@@ -304,6 +321,8 @@ class _Stack:
 
         with self.lock:
             self._namespace = namespace or self._namespace
+            name = source.__name__ if isinstance(source, ModuleType) else source
+            self.loaded_from = {"source": name, "namespace": self._namespace, "silent": silent}
             self._pending_source = load
             self._changed()
 

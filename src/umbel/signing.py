@@ -65,6 +65,10 @@ class Keyring:
     def __repr__(self) -> str:
         return f"<Keyring {', '.join(self._keys)}>"
 
+    def derived(self, purpose: bytes) -> bytes:
+        """Return a key for something else, made of the one that signs; who has it cannot sign messages."""
+        return hmac.digest(self._signer, purpose, "sha256")
+
     def sign(self, message: Message, queue: str | None, at: float) -> None:
         """Put the signature into the message's headers, in place of the one that may be there.
 

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from umbel import signals
 from umbel.current import top_frame
 from umbel.utils.files import open_private
+from umbel.utils.jsonlog import JsonFormatter
 from umbel.utils.nodenames import node_format, set_process_index
 from umbel.utils.text import did_you_mean, escape_controls, one_line
 
@@ -241,8 +242,10 @@ class Logging:
 
     already_setup = False  # of the process, whichever app did it
 
-    def __init__(self, conf: Any) -> None:
+    def __init__(self, conf: Any, as_json: bool | None = None) -> None:
+        """``as_json`` says whether lines are JSON; if not given, the setting ``worker_log_json`` does."""
         self.conf = conf
+        self.as_json = as_json
 
     def setup(
         self,
@@ -282,6 +285,7 @@ class Logging:
         if isinstance(logfile, str) and hostname:
             logfile = node_format(logfile, hostname)
         level = mlevel(loglevel) or logging.WARNING
+        as_json = self._writes_json(format)
         format = format or self.conf.worker_log_format or PROCESS_FORMAT
         colorize = self.supports_color(colorize, logfile)
         named = {"loglevel": level, "logfile": logfile, "format": format, "colorize": colorize}
@@ -296,8 +300,8 @@ class Logging:
         if self.conf.worker_hijack_root_logger:
             for logger in (root, base_logger, task_logger, get_logger("celery.redirected")):
                 logger.handlers = []
-        formatter = ColorFormatter(format, use_color=colorize, datefmt=datefmt or self.conf.worker_log_datefmt)
-        _add_handler(root, logfile, formatter)
+        datefmt = datefmt or self.conf.worker_log_datefmt
+        _add_handler(root, logfile, JsonFormatter() if as_json else ColorFormatter(format, colorize, datefmt))
         root.setLevel(level)
         signals.after_setup_logger.send(sender=None, logger=root, **named)
         self.setup_task_loggers(level, logfile, colorize=colorize)
@@ -314,16 +318,21 @@ class Logging:
     ) -> logging.Logger:
         """Set up the logger above all of :func:`get_task_logger` and return it."""
         level = mlevel(loglevel) or logging.WARNING
+        as_json = self._writes_json(format)
         format = format or self.conf.worker_task_log_format or TASK_FORMAT
         colorize = self.supports_color(colorize, logfile)
-        formatter = TaskFormatter(format, use_color=colorize, datefmt=datefmt or self.conf.worker_task_log_datefmt)
-        _add_handler(task_logger, logfile, formatter)
+        datefmt = datefmt or self.conf.worker_task_log_datefmt
+        _add_handler(task_logger, logfile, JsonFormatter() if as_json else TaskFormatter(format, colorize, datefmt))
         task_logger.setLevel(level)
         task_logger.propagate = propagate
         signals.after_setup_task_logger.send(
             sender=None, logger=task_logger, loglevel=level, logfile=logfile, format=format, colorize=colorize
         )
         return task_logger
+
+    def _writes_json(self, format: str | None) -> bool:
+        # Who asks for a format in a call wants that one.
+        return format is None and bool(self.conf.worker_log_json if self.as_json is None else self.as_json)
 
     def redirect_stdouts(self, loglevel: int | str | None = None, name: str = "celery.redirected") -> None:
         """Log what is printed from now on, under the logger ``celery.redirected``."""
@@ -363,6 +372,7 @@ def setup_logging(
     redirect_stdouts: bool | None = None,
     redirect_level: int | str | None = None,
     force: bool = False,
+    as_json: bool | None = None,
 ) -> bool:
     """Set up this process's logging by the settings; see :meth:`Logging.setup`.
 
@@ -370,7 +380,7 @@ def setup_logging(
     """
     if force:
         Logging.already_setup = False
-    return Logging(conf).setup(loglevel, logfile, redirect_stdouts, redirect_level, colorize, hostname)
+    return Logging(conf, as_json).setup(loglevel, logfile, redirect_stdouts, redirect_level, colorize, hostname)
 
 
 def _add_handler(logger: logging.Logger, logfile: str | TextIO | None, formatter: logging.Formatter) -> None:
