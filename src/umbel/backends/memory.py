@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from umbel.brokers.memory_bell import Bell
+from umbel.bell import Bell
 from umbel.brokers.memory_state import Shared, location_of, name_of, shared
 from umbel.clock import SYSTEM_CLOCK
 from umbel.interfaces import (
@@ -87,7 +87,12 @@ class MemoryChord(ChordStore):
 
     def begin(self, size: int, *, expires: float | None) -> None:
         with self._shared.lock:
-            self._shared.results.chord(self._group_id, expires, self._clock.time()).size = size
+            self._shared.results.chord(self._group_id, expires, self._clock.time()).begin(size)
+
+    def extend(self, count: int) -> None:
+        """Make it wait for so many members more."""
+        with self._shared.lock:
+            self._shared.results.chord(self._group_id, None, self._clock.time()).extra += count
 
     def add(self, part: ChordPart) -> str | None:
         with self._shared.lock:

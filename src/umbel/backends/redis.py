@@ -8,11 +8,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from umbel.brokers.redis.client import Source
-from umbel.brokers.redis.layout import CHORD, RESULT, Layout, Results, run_id
+from umbel.brokers.redis.layout import AUDIT, CHORD, RESULT, Layout, Results, run_id
 from umbel.brokers.redis.link import Link, LinkPool, Word, pack
+from umbel.brokers.redis.settling import part_words
+from umbel.brokers.redis.store import RedisStore
 from umbel.brokers.redis.waker import Waker
 from umbel.clock import SYSTEM_CLOCK
-from umbel.exceptions import BackendStoreError, BrokerError
+from umbel.exceptions import BackendStoreError, BrokerError, OperationalError
 from umbel.interfaces import (
     ChordPart,
     ChordStore,
@@ -25,8 +27,9 @@ from umbel.interfaces import (
 
 _LARGEST: Final = 512 * 1024 * 1024  # redis.io/docs/latest/develop/data-types/strings: a value holds 512 MB
 _PAGE: Final = 500
+_PATIENCE: Final = 1.0  # seconds
 _REREAD: Final = 1.0  # seconds: a message of the channel may be lost
-_CHORD_KEYS: Final = (".s", ".t", ".j", ".d", ".c")
+_CHORD_KEYS: Final = (".s", ".t", ".j", ".d", ".c", ".b")
 
 
 class RedisBackend(ResultBackend):
@@ -38,11 +41,12 @@ class RedisBackend(ResultBackend):
 
     __slots__ = ("_layout", "_names", "_pool", "_source")
     schemes: ClassVar[tuple[str, ...]] = ("redis", "rediss", "redis+socket", "sentinel")
+    shares_chords: ClassVar[bool] = True
 
     def __init__(self, url: str, *, options: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         options = options or {}
         self._source = Source(url, options)
-        self._layout = Layout({}, clock)
+        self._layout = Layout({"global_keyprefix": options.get("global_keyprefix")}, clock)
         self._pool = LinkPool(self._source)
         self._names = Results()
         prefix = str(options.get("global_keyprefix") or "")
@@ -69,6 +73,24 @@ class RedisBackend(ResultBackend):
 
     def store(self, record: ResultRecord) -> bool:
         """Store the record unless one that is there must stay; say whether it was stored."""
+        keys, args = self._told(record)
+        with self._pool.link() as link:
+            return bool(link.run(RESULT, keys, args))
+
+    def store_all(self, records: Sequence[ResultRecord]) -> int:
+        """Store those that may be, in one round trip; return how many."""
+        if not records:
+            return 0
+        calls = [self._told(record) for record in records]
+        with self._pool.link() as link:
+            return sum(map(int, link.run_many(RESULT, calls)))
+
+    def shared_store(self) -> RedisStore:
+        """Return the small store in the same database, where a broker on it would have it."""
+        return RedisStore(self._pool, self._layout)
+
+    def _told(self, record: ResultRecord) -> tuple[list[Word], list[Word]]:
+        """Return the keys and the arguments of the script for one record."""
         if len(record.payload) > _LARGEST:
             raise BackendStoreError(
                 f"the result of {record.task_id} has {len(record.payload)} bytes, Redis holds {_LARGEST} in a value",
@@ -76,8 +98,7 @@ class RedisBackend(ResultBackend):
                 task_id=record.task_id,
             )
         args = [*self._layout.told(), record.state, _ms(record.expires), record.payload]
-        with self._pool.link() as link:
-            return bool(link.run(RESULT, [self._names.task_key(record.task_id)], args))
+        return [self._names.task_key(record.task_id)], args
 
     def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         """Return the encoded metas that exist."""
@@ -119,6 +140,15 @@ class RedisBackend(ResultBackend):
         """Return the parts of one chord."""
         return RedisChord(self._pool, self._layout, self._names.group_key(group_id))
 
+    def abandoned_chords(self, claim: str, *, limit: int = 100) -> Sequence[tuple[str, bytes]]:
+        """Claim chords that are full and that nobody completes, among ``limit`` that it is time to look at."""
+        key = self._names.prefix + "umbel:chords"
+        # Asked by the thread that renews leases, which a results server that is away must not keep from it.
+        with self._pool.link(_PATIENCE) as link:
+            found = link.run(AUDIT, [key], [*self._layout.told(), limit, claim])
+        own = len(self._names.group_key(""))
+        return [(base.decode()[own:], note) for base, note in zip(found[::2], found[1::2], strict=True)]
+
     def expire(self, limit: int = 500) -> int:
         """Return zero: the server deletes what is over."""
         return 0
@@ -140,19 +170,24 @@ class RedisChord(ChordStore):
             # A chord that is applied again has the same group id and starts afresh.
             link.pipeline([("DEL", self._base + ".c"), _set(self._base + ".s", size, expires)])
 
+    def extend(self, count: int) -> None:
+        """Make it wait for so many members more."""
+        self._run("extend", count)
+
     def add(self, part: ChordPart) -> str | None:
         """Add one part; return the claim token if all are in and the body is this part's to publish."""
-        index: Word = "+inf" if part.index is None else part.index
-        seconds: Word = "" if part.expires is None else max(1, int(part.expires))
-        token = self._run("add", index, part.task_id, part.payload, seconds)
+        token = self._run("add", *part_words(part))
         return None if token is None else token.decode()
 
     def parts(self) -> Iterator[bytes]:
-        """Yield the encoded parts in the order of their index."""
+        """Yield the encoded parts in the order of their index, or as they came (``result_chord_ordered=False``)."""
+        key = self._base + ".j"
+        with self._pool.link() as link:
+            read = "LRANGE" if link.call("TYPE", key) == b"list" else "ZRANGE"
         start = 0
         while True:
             with self._pool.link() as link:
-                page = link.call("ZRANGE", self._base + ".j", start, start + _PAGE - 1)
+                page = link.call(read, key, start, start + _PAGE - 1)
             yield from page
             if len(page) < _PAGE:
                 return
@@ -181,6 +216,7 @@ class RedisWatcher(ResultWatcher):
         "_link",
         "_lock",
         "_names",
+        "_over",
         "_reread_at",
         "_seen",
         "_waiting",
@@ -196,6 +232,7 @@ class RedisWatcher(ResultWatcher):
         self._added: set[str] = set()
         self._discarded: set[str] = set()
         self._woken = False
+        self._over = False
         self._waiting = False  # whether a thread receives, which then must hear of what is added
         # Only the receiving thread uses these.
         self._seen: dict[str, int | None] = {}  # watched id -> hash of what was reported last
@@ -233,6 +270,9 @@ class RedisWatcher(ResultWatcher):
 
     def _receive(self, deadline: float) -> list[tuple[str, bytes]]:
         while True:
+            if self._over:
+                self._link.close()
+                raise OperationalError("the watcher was closed")
             self._link.open()
             self._update()
             now = time.monotonic()
@@ -255,7 +295,8 @@ class RedisWatcher(ResultWatcher):
         self._waker.set()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. Whoever receives in another thread gets :exc:`OperationalError`."""
+        self._over = True
         self._link.close()
         self._waker.close()
 

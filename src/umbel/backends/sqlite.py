@@ -9,7 +9,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from umbel.brokers.sqlite.database import Database, Session
-from umbel.brokers.sqlite.outcomes import add_part, begin_chord, close_chord, forget_chord, later, store_records
+from umbel.brokers.sqlite.outcomes import (
+    add_part,
+    begin_chord,
+    close_chord,
+    extend_chord,
+    forget_chord,
+    later,
+    store_records,
+)
+from umbel.brokers.sqlite.store import SqliteStore
 from umbel.clock import SYSTEM_CLOCK
 from umbel.interfaces import (
     ChordPart,
@@ -71,6 +80,15 @@ class SqliteBackend(ResultBackend):
         """Store the record unless :func:`umbel.states.replaces` forbids it; say whether it was stored."""
         with self._open().write() as tx:
             return store_records(tx, [record]) > 0
+
+    def store_all(self, records: Sequence[ResultRecord]) -> int:
+        """Store those that may be, in one transaction; return how many."""
+        with self._open().write() as tx:
+            return store_records(tx, records)
+
+    def shared_store(self) -> SqliteStore:
+        """Return the small store in the same file."""
+        return SqliteStore(self._open())
 
     def fetch(self, task_ids: Collection[str], *, timeout: float | None = None) -> Mapping[str, bytes]:
         """Return the encoded metas that exist."""
@@ -149,6 +167,11 @@ class SqliteChord(ChordStore):
         """Record how many members there are."""
         with self._session.write() as tx:
             begin_chord(tx, self._group_id, size, expires)
+
+    def extend(self, count: int) -> None:
+        """Make it wait for so many members more."""
+        with self._session.write() as tx:
+            extend_chord(tx, self._group_id, count)
 
     def add(self, part: ChordPart) -> str | None:
         """Add one part; return the claim token if all are in and the body is not yet claimed by another part."""

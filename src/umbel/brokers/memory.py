@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar
 
-from umbel.brokers.memory_bell import Bell
+from umbel.bell import Bell
 from umbel.brokers.memory_dead import MemoryDeadLetters, letters
+from umbel.brokers.memory_find import find
 from umbel.brokers.memory_state import PRIORITIES, Entry, Held, Member, Shared, location_of, name_of, shared
 from umbel.brokers.memory_store import MemoryPubSub, MemoryStore
 from umbel.clock import SYSTEM_CLOCK
@@ -41,11 +42,13 @@ from umbel.interfaces import (
     Requeue,
     Settled,
     Settlement,
+    Sighting,
     StoreLocation,
     Survives,
     Suspect,
     Verdict,
     VerdictKind,
+    Write,
 )
 
 _BATCH_BYTES = 1024 * 1024
@@ -67,6 +70,8 @@ class MemoryBroker(Broker):
         gates=True,
         ends=True,
         fanout=False,
+        guarded=True,
+        finds=True,
     )
 
     def __init__(self, url: str, *, options: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -100,6 +105,15 @@ class MemoryBroker(Broker):
             now = self.clock.time()
             return [self._shared.messages.publish(outgoing, now, self.dedupe) for outgoing in batch]
 
+    def publish_if(self, write: Write, batch: Sequence[Outgoing], *, timeout: float | None = None) -> int | None:
+        with self._shared.lock:
+            version = self.store().put_locked(write.key, write.value, if_version=write.if_version)
+            if version is not None:
+                now = self.clock.time()
+                for outgoing in batch:
+                    self._shared.messages.publish(outgoing, now, self.dedupe)
+            return version
+
     def consumer(self, id: str, queues: Sequence[str]) -> MemoryConsumer:
         return MemoryConsumer(self, self._shared, id, queues)
 
@@ -113,6 +127,12 @@ class MemoryBroker(Broker):
     def peek(self, queue: str, *, place: Place = Place.READY, limit: int = 100) -> Sequence[Peeked]:
         with self._shared.lock:
             return list(islice(self._look(queue, place), limit))
+
+    def held(self, consumer: str) -> Mapping[str, Peeked]:
+        with self._shared.lock:
+            member = self._shared.members.get(consumer)
+            held = {} if member is None else member.held
+            return {tag: Peeked(raw=each.entry.raw, queue=each.entry.queue) for tag, each in held.items()}
 
     def _look(self, queue: str, place: Place) -> Iterator[Peeked]:
         messages = self._shared.messages
@@ -149,6 +169,24 @@ class MemoryBroker(Broker):
                     member.held = kept
             return count
 
+    def withdraw(self, queue: str, messages: Sequence[Peeked]) -> int:
+        wanted = [each.raw for each in messages]
+        with self._shared.lock:
+            kept = []
+            for item in self._shared.messages.schedule:
+                if item[2].queue == queue and item[2].raw in wanted:
+                    wanted.remove(item[2].raw)
+                else:
+                    kept.append(item)
+            # Sorted stays a heap.
+            self._shared.messages.schedule[:] = sorted(kept)
+        return len(messages) - len(wanted)
+
+    def find(self, task_id: str, queues: Collection[str], *, timeout: float = 2.0) -> Sighting | None:
+        with self._shared.lock:
+            self._shared.messages.due(self.clock.time())
+            return find(self._shared, task_id)
+
     def dead(self) -> MemoryDeadLetters:
         return MemoryDeadLetters(self._shared)
 
@@ -179,11 +217,14 @@ class MemoryConsumer(Consumer):
         self._clock = broker.clock
         self._shared = shared
         self._id = id
-        self._queues = list(dict.fromkeys(queues))
         self._turn = 0
         self._bell = Bell()
-        with shared.lock:
-            shared.waiting[self._bell] = frozenset(queues)
+        self.watch(queues)
+
+    def watch(self, queues: Sequence[str]) -> None:
+        self._queues = list(dict.fromkeys(queues))
+        with self._shared.lock:
+            self._shared.waiting[self._bell] = frozenset(queues)
 
     def reserve(self, limit: int) -> Sequence[Delivery]:
         with self._shared.lock:
@@ -256,7 +297,7 @@ class MemoryConsumer(Consumer):
         A settlement that brings a chord's last part applies its result and its part only. The settlement that follows
         carries everything else again, with the body, and its ack closes the chord.
         """
-        self._check_results(one.result is not None or one.chord is not None for one in batch)
+        self._check_results(bool(one.result or one.chord or one.results or one.parts) for one in batch)
         refused: list[str] = []
         complete: dict[str, str] = {}
         with self._shared.lock:
@@ -290,10 +331,14 @@ class MemoryConsumer(Consumer):
         results = self._shared.results
         if settlement.result is not None:
             results.store(settlement.result, now)
+        for record in settlement.results:
+            results.store(record, now)
         part = settlement.chord
         if part is None:
             return None
-        claim = results.chord(part.group_id, part.expires, now).add(part)
+        chord = results.chord(part.group_id, part.expires, now)
+        claims = [chord.add(each) for each in (*settlement.parts, part)]
+        claim = next(filter(None, claims), None)
         if claim is not None:
             held.claim = (part.group_id, claim)
         return claim
@@ -304,7 +349,7 @@ class MemoryConsumer(Consumer):
         messages, entry, how = self._shared.messages, held.entry, settlement.how
         # Free before publishing: a retry takes the unique key of its task again.
         for name in settlement.frees:
-            messages.free(name)
+            messages.free(name, now)
         for outgoing in settlement.publish:
             # No window: this happens once, with the ack, and a retry repeats the task id on purpose.
             messages.publish(outgoing, now, 0.0, follow_up=True)

@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
-from umbel.brokers.memory_state import Messages, Shared
+from umbel.brokers.memory_state import Letter, Messages, Shared
 from umbel.interfaces import DeadLetters, Peeked
 
 
 def letters(messages: Messages, queue: str) -> Iterator[Peeked]:
     """Yield the dead letters of a queue, the latest first. Its caller holds the lock."""
     for key, letter in reversed(messages.dead.get(queue, {}).items()):
-        yield Peeked(
-            raw=letter.entry.raw,
-            queue=queue,
-            at=letter.at,
-            key=key,
-            reason=letter.why.reason,
-            detail=letter.why.detail,
-            traceback=letter.why.traceback,
-            crashes=letter.entry.log,
-        )
+        yield peeked(queue, key, letter)
+
+
+def peeked(queue: str, key: str, letter: Letter) -> Peeked:
+    """Return a dead letter as those see it who look."""
+    return Peeked(
+        raw=letter.entry.raw,
+        queue=queue,
+        at=letter.at,
+        key=key,
+        reason=letter.why.reason,
+        detail=letter.why.detail,
+        traceback=letter.why.traceback,
+        crashes=letter.entry.log,
+    )
 
 
 class MemoryDeadLetters(DeadLetters):
@@ -44,10 +49,10 @@ class MemoryDeadLetters(DeadLetters):
             older = (letter for letter in found if not before or int(letter.key) < int(before))
             return list(islice(older, max(limit, 0)))
 
-    def revive(self, queue: str, letters: Mapping[str, bytes | None]) -> Collection[str]:
-        """Move these letters to the tail of their queue; return the keys that were there."""
+    def revive(self, queue: str, letters: Mapping[str, bytes | None], *, to: str = "") -> Collection[str]:
+        """Move these letters to the tail of their queue, or of another; return the keys that were there."""
         with self._shared.lock:
-            return [key for key, raw in letters.items() if self._shared.messages.revive(queue, key, raw)]
+            return [key for key, raw in letters.items() if self._shared.messages.revive(queue, key, raw, to or queue)]
 
     def discard(self, queue: str, keys: Collection[str]) -> Collection[str]:
         """Delete these letters; return the keys that were there."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from umbel.brokers.memory_bell import Bell
+from umbel.bell import Bell
 from umbel.interfaces import (
     QUEUED,
     ChordPart,
@@ -95,7 +95,7 @@ class Messages:
     def __init__(self, ring: Callable[[str | None], None]) -> None:
         self.lanes: dict[str, Lane] = {}
         self.schedule: list[tuple[float, int, Entry]] = []
-        self.gates: dict[str, deque[Entry]] = {}
+        self.gates: dict[str, deque[tuple[Entry, float]]] = {}  # with the moment before which each is not due
         self.ends: deque[Entry] = deque()
         self.dead: dict[str, dict[str, Letter]] = {}  # of each queue by their keys, the oldest first
         self._taken: dict[str, tuple[str, float | None]] = {}
@@ -126,10 +126,11 @@ class Messages:
         if outgoing.unique is not None:
             self._take_key(outgoing.unique, outgoing.task_id, _end(outgoing.unique_ttl, now), now)
         entry = Entry(outgoing, now)
+        due = 0.0 if outgoing.not_before is None else outgoing.not_before.timestamp()
         if outgoing.gate is not None:
-            self.park(entry, outgoing.gate)
-        elif outgoing.not_before is not None and outgoing.not_before.timestamp() > now:
-            self.delay(entry, outgoing.not_before.timestamp())
+            self.park(entry, outgoing.gate, due)
+        elif due > now:
+            self.delay(entry, due)
         else:
             self.append(entry)
         return QUEUED
@@ -193,33 +194,39 @@ class Messages:
         while self.schedule and self.schedule[0][0] <= now:
             self.append(heapq.heappop(self.schedule)[2])
 
-    def park(self, entry: Entry, gate: str) -> None:
-        """Let it wait at the gate."""
-        self.gates.setdefault(gate, deque()).append(entry)
+    def park(self, entry: Entry, gate: str, due: float = 0.0) -> None:
+        """Let it wait at the gate; one that is let through before it is ``due`` waits on in the schedule."""
+        self.gates.setdefault(gate, deque()).append((entry, due))
 
-    def free(self, name: str) -> None:
+    def free(self, name: str, now: float) -> None:
         """Let one message through the gate of this name, and give up the unique key of this name."""
         self._taken.pop(name, None)
         waiting = self.gates.get(name)
         if waiting:
-            self.append(waiting.popleft())
+            entry, due = waiting.popleft()
+            if due > now:
+                self.delay(entry, due)
+            else:
+                self.append(entry)
             if not waiting:
                 del self.gates[name]
 
     def bury(self, entry: Entry, why: Dead, now: float) -> None:
         """Keep it as a dead letter, and let the oldest go where there are too many."""
         letters = self.dead.setdefault(entry.queue, {})
+        if why.kept is not None:
+            entry.raw = why.kept
         letters[str(next(self._numbers))] = Letter(entry, why, datetime.fromtimestamp(now, UTC))
         if len(letters) > KEEP_DEAD:
             del letters[next(iter(letters))]
 
-    def revive(self, queue: str, key: str, raw: bytes | None) -> bool:
-        """Move a dead letter to the tail of its queue as if it had never been delivered; say whether it was there."""
+    def revive(self, queue: str, key: str, raw: bytes | None, to: str) -> bool:
+        """Move a dead letter to the tail of a queue as if it had never been delivered; say whether it was there."""
         letter = self.dead.get(queue, {}).pop(key, None)
         if letter is None:
             return False
         entry = letter.entry
-        entry.raw = entry.raw if raw is None else raw
+        entry.raw, entry.queue = entry.raw if raw is None else raw, to
         entry.crashes, entry.log, entry.verdict = 0, (), None
         self.append(entry)
         return True
@@ -247,25 +254,32 @@ class Messages:
 class Chord:
     """The parts of one chord."""
 
-    __slots__ = ("claim", "done", "expires_at", "members", "parts", "size")
+    __slots__ = ("claim", "done", "expires_at", "extra", "members", "parts", "size")
 
     def __init__(self) -> None:
         self.size: int | None = None
-        self.parts: list[tuple[int, bytes]] = []
-        self.members: set[object] = set()
+        self.extra = 0  # members that were added later
+        self.parts: list[tuple[float, bytes]] = []
+        self.members: set[str] = set()
         self.claim: str | None = None
         self.done = False
         self.expires_at: float | None = None
+
+    def begin(self, size: int) -> None:
+        """Record how many members there are; one that was closed starts anew."""
+        self.size = size
+        if self.done:
+            self.done, self.claim, self.extra = False, None, 0
 
     def add(self, part: ChordPart) -> str | None:
         """Add one part; return the claim token if all are in and this part owns the claim."""
         token = f"{part.task_id}:{part.index}"
         if self.done:
             return None
-        if token not in self.members and (part.index is None or part.index not in self.members):
-            self.members |= {token} if part.index is None else {token, part.index}
-            self.parts.append((part.index or 0, part.payload))
-        if self.size is None or len(self.parts) < self.size:
+        if token not in self.members:
+            self.members.add(token)
+            self.parts.append((float("inf") if part.index is None else part.index, part.payload))
+        if self.size is None or len(self.parts) < self.size + self.extra:
             return None
         if self.claim is None:
             self.claim = token

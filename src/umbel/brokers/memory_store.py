@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-from umbel.brokers.memory_bell import Bell
+from umbel.bell import Bell
 from umbel.brokers.memory_state import Shared
 from umbel.interfaces import Clock, PubSub, Store, Stored, Subscription
 from umbel.message import Message, decode_envelope, encode_envelope
@@ -33,13 +33,19 @@ class MemoryStore(Store):
 
     def put(self, key: str, value: bytes, *, if_version: int | None = None, ttl: float | None = None) -> int | None:
         with self._shared.lock:
-            stored = self._get(key)
-            if if_version is not None and if_version != (stored.version if stored is not None else 0):
-                return None
-            version = next(self._shared.numbers)
-            until = None if ttl is None else self._clock.time() + ttl
-            self._shared.values[key] = (Stored(value, version), until)
-            return version
+            return self.put_locked(key, value, if_version=if_version, ttl=ttl)
+
+    def put_locked(
+        self, key: str, value: bytes, *, if_version: int | None = None, ttl: float | None = None
+    ) -> int | None:
+        """Do :meth:`put` for a caller who has the lock."""
+        stored = self._get(key)
+        if if_version is not None and if_version != (stored.version if stored is not None else 0):
+            return None
+        version = next(self._shared.numbers)
+        until = None if ttl is None else self._clock.time() + ttl
+        self._shared.values[key] = (Stored(value, version), until)
+        return version
 
     def delete(self, key: str) -> bool:
         with self._shared.lock:

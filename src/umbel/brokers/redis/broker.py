@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from umbel.brokers.redis.client import Source, Unconfirmed
 from umbel.brokers.redis.consumer import RedisConsumer
 from umbel.brokers.redis.durability import durability
-from umbel.brokers.redis.layout import COUNT_HELD, PUBLISH, PURGE, PUT, Layout, Results, from_ms, lease_options, run_id
+from umbel.brokers.redis.finding import Search
+from umbel.brokers.redis.layout import (
+    BIND,
+    COUNT_HELD,
+    PUBLISH,
+    PUBLISH_IF,
+    PURGE,
+    PUT,
+    WITHDRAW,
+    Layout,
+    Results,
+    from_ms,
+    lease_options,
+    run_id,
+    to_ms,
+)
 from umbel.brokers.redis.leases import RedisLeases
 from umbel.brokers.redis.letters import RedisDeadLetters
 from umbel.brokers.redis.link import Link, LinkPool, Word
@@ -29,7 +45,9 @@ from umbel.interfaces import (
     Published,
     PublishStatus,
     QueueSpec,
+    Sighting,
     StoreLocation,
+    Write,
 )
 from umbel.message import encode_envelope
 
@@ -71,6 +89,8 @@ class RedisBroker(Broker):
         gates=True,
         ends=True,
         fanout=True,
+        guarded=True,
+        finds=True,
     )
 
     def __init__(self, url: str, *, options: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -100,7 +120,8 @@ class RedisBroker(Broker):
 
     def declare(self, queues: Iterable[QueueSpec]) -> None:
         """Let Celery's producers find the queues, by kombu's binding tables."""
-        commands: list[tuple[Word, ...]] = []
+        tables: list[Word] = []
+        members: list[Word] = []
         for spec in queues:
             _checked(spec.name)
             exchange, key = spec.exchange or spec.name, spec.routing_key or spec.name
@@ -109,10 +130,11 @@ class RedisBroker(Broker):
             pattern = _kombu_pattern(key) if spec.exchange_type == "topic" else ""
             member = self._layout.separator.join((key, pattern, spec.name))
             for table in ("_kombu.binding", "_kombu.binding_permanent"):
-                commands.append(("SADD", f"{self._layout.prefix}{table}.{exchange}", member))
-        if commands:
+                tables.append(f"{self._layout.prefix}{table}.{exchange}")
+                members.append(member)
+        if tables:
             with self._pool.link() as link:
-                link.pipeline(commands)
+                link.run(BIND, tables, [*self._layout.told(), *members])
 
     # -- publish -------------------------------------------------------------------------------------------------
 
@@ -144,6 +166,24 @@ class RedisBroker(Broker):
             raise
         self._pool.give(link)
         return outcomes
+
+    def publish_if(self, write: Write, batch: Sequence[Outgoing], *, timeout: float | None = None) -> int | None:
+        """Put a value and queue the messages in one script, or do nothing and return None."""
+        if len(batch) > BATCH:
+            raise ValueError(f"at most {BATCH} messages can be published on a condition, and not {len(batch)}")
+        args = [*self._layout.told(), write.key, write.value, write.if_version, self._dedupe_ms]
+        for outgoing in batch:
+            args += self._item(outgoing)
+        link = self._pool.take(timeout)
+        try:
+            version = link.run(PUBLISH_IF, (), args)
+        except Unconfirmed as error:
+            raise PublishUnknown(batch[0].task_id if batch else "", str(error)) from error
+        except BaseException:
+            link.close()
+            raise
+        self._pool.give(link)
+        return None if version is None else int(version)
 
     def _publish_one(self, link: Link, outgoing: Outgoing, outcomes: list[Published]) -> None:
         key, seen, raw = self._item(outgoing)
@@ -260,11 +300,39 @@ class RedisBroker(Broker):
             if place is Place.HELD:
                 return self._peek_held(link, queue, limit)
             if place is Place.SCHEDULED:
-                rows = link.call("ZRANGE", self._layout.key(f"delayed:{queue}"), 0, limit - 1, "WITHSCORES")
+                rows = _head(link, self._layout.key(f"delayed:{queue}"), limit)
                 return [Peeked(raw=row.split(b"\0", 2)[2], queue=queue, at=from_ms(due)) for row, due in rows]
             pages = link.pipeline([("LRANGE", key, -limit, -1) for key in self._place_keys(queue, place)])
         raws = [raw for page in pages for raw in reversed(page)]
         return [Peeked(raw=raw, queue=queue) for raw in raws[:limit]]
+
+    def held(self, consumer: str) -> Mapping[str, Peeked]:
+        """Return what one consumer holds, by tag."""
+        with self._desk.link() as link:
+            words = link.call("HGETALL", self._layout.key(f"inf:{consumer}"))
+        pairs = words.items() if isinstance(words, dict) else zip(words[::2], words[1::2], strict=True)
+        found = {}
+        for tag, value in pairs:
+            name, _, reserved, _, _, _, _, raw = value.split(b"\0", 7)
+            found[tag.decode()] = Peeked(raw=raw, queue=name.decode(), at=from_ms(reserved))
+        return found
+
+    def find(self, task_id: str, queues: Collection[str], *, timeout: float = 2.0) -> Sighting | None:
+        """Return where the message of this task is, also where a Celery worker holds it."""
+        with self._desk.link() as link:
+            return Search(link, self._layout, task_id, queues, timeout).run()
+
+    def withdraw(self, queue: str, messages: Sequence[Peeked]) -> int:
+        """Take these out of the schedule."""
+        count = 0
+        with self._desk.link() as link:
+            for first in range(0, len(messages), BATCH):
+                args: list[Word] = [*self._layout.told(), queue]
+                for each in messages[first : first + BATCH]:
+                    if each.at is not None:
+                        args += [to_ms(each.at), each.raw]
+                count += int(link.run(WITHDRAW, (), args))
+        return count
 
     def _place_keys(self, queue: str, place: Place) -> list[str]:
         if place is Place.READY:
@@ -292,6 +360,26 @@ def _conclude(args: list[Word], refused: list[Any], outcomes: list[Published]) -
         id = holder or str(args[_HEAD + 3 * position + 1]).partition("\n")[0]
         outcomes_of_part[position] = Published(PublishStatus.DUPLICATE, id)
     outcomes += outcomes_of_part
+
+
+def _head(link: Link, key: str, limit: int) -> list[tuple[bytes, float]]:
+    """Return the first entries of a sorted set and their scores, read page by page: a large answer holds up the server.
+
+    What goes away at the head in between shifts the places of the rest, so each page begins behind the last entry seen.
+    """
+    rows: list[tuple[bytes, float]] = []
+    start = 0
+    while len(rows) < limit:
+        asked = min(BATCH, limit - len(rows))
+        page = [(row, due) for row, due in link.call("ZRANGE", key, start, start + asked - 1, "WITHSCORES")]
+        seen = (rows[-1][1], rows[-1][0]) if rows else (-math.inf, b"")
+        rows += [(row, due) for row, due in page if (due, row) > seen]
+        if len(page) < asked:
+            break
+        if len(rows) < limit:
+            place = link.call("ZRANK", key, page[-1][0])
+            start = 0 if place is None else place + 1
+    return rows
 
 
 def _checked(queue: str) -> str:

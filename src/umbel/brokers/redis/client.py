@@ -100,11 +100,14 @@ def _parse_one(part: str, options: Mapping[str, Any]) -> Target:
     # urlsplit() knows no "redis+socket", and treats the authority of unknown schemes alike.
     split = urlsplit(f"redis://{rest}")
     query = dict(parse_qsl(split.query))
+    unix = scheme == "redis+socket"
+    if "@" in split.path and not unix:
+        # What comes before it is shown nowhere: it is part of the password.
+        raise ImproperlyConfigured(f"the {scheme}:// URL has a '/' before its '@'; write it as %2F in a password")
     try:
         port = split.port
     except ValueError:
         raise ImproperlyConfigured(f"the port of the {scheme}:// URL of {split.hostname} is not a number") from None
-    unix = scheme == "redis+socket"
     path = unquote(split.path)
     tls = scheme == "rediss" or bool(options.get("ssl"))
     master = str(query.pop("master_name", "") or options.get("master_name", "")) if scheme == "sentinel" else ""

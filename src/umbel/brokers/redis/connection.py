@@ -8,6 +8,7 @@ thing that was used of it. Everything that is said before the first command goes
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ if not hasattr(hiredis, "PushNotification"):
     raise ImproperlyConfigured(f"Redis needs hiredis 3.2 or newer, not {hiredis.__version__}: pip install -U hiredis")
 
 _READ_SIZE: Final = 65536
-_OLD: Final = "needs Redis 6 or newer (it does not know the command HELLO)"
+_OLDEST: Final = (6, 2)  # the first that knows RPOP with a count, and ZADD with LT and GT
 #: Names that are being looked up now, by process: who asks for the same one waits for the same answer.
 _lookups: Final[dict[tuple[int, str, int], Future[list[Any]]]] = {}
 
@@ -64,8 +65,7 @@ def connect(target: Target, timeout: float) -> socket.socket:
     deadline = time.monotonic() + timeout
     sock = _dial(target, deadline)
     try:
-        commands = _greeting(target)
-        _ask(sock, commands, deadline)
+        _check_version(_ask(sock, _greeting(target), deadline)[0])
     except BaseException:
         sock.close()
         raise
@@ -127,13 +127,20 @@ def _addresses(host: str, port: int, timeout: float) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         pass  # a name
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no host name: {error}") from error
     from concurrent.futures import Future
 
     key = os.getpid(), host, port
     own: Future[list[Any]] = Future()
     answer = _lookups.setdefault(key, own)
     if answer is own:
-        threading.Thread(target=_look_up, args=(key, own), name="umbel-lookup", daemon=True).start()
+        try:
+            threading.Thread(target=_look_up, args=(key, own), name="umbel-lookup", daemon=True).start()
+        except RuntimeError as error:
+            # Nobody will answer: who asks next is to try anew, and who waits already is to know.
+            _lookups.pop(key, None)
+            own.set_exception(OSError(f"the name {host!r} cannot be looked up: {error}"))
     try:
         return answer.result(timeout)
     except TimeoutError:
@@ -145,6 +152,8 @@ def _look_up(key: tuple[int, str, int], answer: Future[list[Any]]) -> None:
         found = socket.getaddrinfo(key[1], key[2], type=socket.SOCK_STREAM)
     except OSError as error:
         answer.set_exception(error)
+    except UnicodeError as error:
+        answer.set_exception(OSError(f"{key[1]!r} is no host name: {error}"))
     else:
         answer.set_result(found)
     finally:
@@ -196,6 +205,19 @@ def _greeting(target: Target) -> list[tuple[str, ...]]:
     return commands
 
 
+def _check_version(hello: Any) -> None:
+    """Refuse a server that is too old, by its answer to HELLO; one that does not say how old it is may do."""
+    said = hello if isinstance(hello, Mapping) else {}
+    # A Sentinel is only asked for an address.
+    found = re.match(r"(\d+)\.(\d+)", str(said.get("version", ""))) if said.get("mode") != "sentinel" else None
+    if found is not None and (int(found[1]), int(found[2])) < _OLDEST:
+        raise _too_old(f"it is Redis {said['version']}")
+
+
+def _too_old(what: str) -> OperationalError:
+    return OperationalError(f"{what}, and Umbel needs 6.2 or newer; upgrade that server, or name another")
+
+
 def _credentials(target: Target) -> tuple[str | None, str | None]:
     provider = target.extras.get("credential_provider")
     if provider is None:
@@ -224,5 +246,7 @@ def _ask(sock: socket.socket, commands: list[tuple[str, ...]], deadline: float) 
     for reply in replies:
         if isinstance(reply, Exception):
             text = str(reply)
-            raise OperationalError(_OLD if text.startswith("ERR unknown command") else text)
+            if text.startswith("ERR unknown command"):
+                raise _too_old("it is older than Redis 6 (it does not know the command HELLO)")
+            raise OperationalError(text)
     return replies

@@ -15,10 +15,11 @@ from umbel.brokers.redis.layout import BEGIN, RESERVE, SETTLE, Layout, Results
 from umbel.brokers.redis.link import Link, Word, pack
 from umbel.brokers.redis.settling import Settling
 from umbel.brokers.redis.waker import Waker
-from umbel.exceptions import LeaseLost
+from umbel.exceptions import LeaseLost, OperationalError
 from umbel.interfaces import Begin, Consumer, Delivery, Settled, Settlement, Verdict, VerdictKind
 
 LONGEST_WAIT: Final = 1.0  # with tracking: how soon a connection that died silently is noticed
+INVENTORY_SECONDS: Final = 60.0  # between two looks at what the server says that we hold
 POLL: Final = (0.005, 0.1)  # without tracking, or with a clock of the caller's: first and longest pause
 _KINDS: Final = {kind.value.encode(): kind for kind in VerdictKind}
 
@@ -32,6 +33,7 @@ class RedisConsumer(Consumer):
         "_due_at",
         "_held",
         "_id",
+        "_inventory_at",
         "_keys",
         "_layout",
         "_link",
@@ -55,24 +57,30 @@ class RedisConsumer(Consumer):
         self._layout = layout
         self._results = results
         self._id = id
-        self._queues = list(queues)
         self._settling = Settling(layout, results, keep_dead)
+        self._told = False  # the caller knows that it is worth reserving, and has not
+        self.watch(queues)
+        self._link = Link(source, on_open=self._track, on_push=self._pushed)
+        self._waker = Waker()
+        self._tracked = False
+        self._due_at: float | None = None
+        self._pause = POLL[0]
+        self._held: set[str] = set()
+        self._unsure: set[str] = set()
+        self._recall = False
+        self._inventory_at = time.monotonic() + INVENTORY_SECONDS
+
+    def watch(self, queues: Sequence[str]) -> None:
+        """Read these queues; see :meth:`umbel.interfaces.Consumer.watch`."""
+        layout, id = self._layout, self._id
+        self._queues = list(queues)
         keys = [layout.key(f"w:{id}"), layout.key(f"inf:{id}"), layout.key("due")]
         for queue in self._queues:
             keys += [layout.key(f"ends:{queue}"), *layout.list_keys(queue)]
         self._keys: list[Word] = list(keys)
         self._tail: list[Word] = [len(self._queues), *self._queues, len(layout.step_names), *layout.step_names]
         self._turn = 0
-        self._link = Link(source, on_open=self._track, on_push=self._pushed)
-        self._waker = Waker()
-        self._tracked = False
         self._armed = False  # the last reserve found nothing, and nothing has changed since
-        self._told = False  # the caller knows that it is worth reserving, and has not
-        self._due_at: float | None = None
-        self._pause = POLL[0]
-        self._held: set[str] = set()
-        self._unsure: set[str] = set()
-        self._recall = False
 
     # -- reserve -------------------------------------------------------------------------------------------------
 
@@ -80,6 +88,7 @@ class RedisConsumer(Consumer):
         """Take up to ``limit`` messages; see :meth:`umbel.interfaces.Consumer.reserve`."""
         if limit <= 0:
             return []
+        self._take_stock()
         if self._recall and (recalled := self._recalled(limit)):
             return recalled
         args = self._layout.told()
@@ -122,6 +131,17 @@ class RedisConsumer(Consumer):
         self._held.update([delivery.tag for delivery in deliveries])
         return deliveries
 
+    def _take_stock(self) -> None:
+        """See to it that what the server says we hold is compared with what we know, now and then.
+
+        A server that came back with older data knows nothing of what we settled lately: those messages are held
+        again, by us, and would be for ever.
+        """
+        now = time.monotonic()
+        if now >= self._inventory_at:
+            self._inventory_at = now + INVENTORY_SECONDS
+            self._recall = True
+
     def _recalled(self, limit: int) -> list[Delivery]:
         """Return holds of ours that no answer told us of."""
         inflight = self._keys[1]
@@ -133,6 +153,9 @@ class RedisConsumer(Consumer):
             if value is not None:
                 queue, _, _, count, _, kind, detail, raw = value.split(b"\0", 7)
                 deliveries.append(_special(tag, queue.decode(), raw, (int(count), kind, detail)))
+        # Last: a reaper says that it has begun before it moves anything, and is through with it some time later.
+        if deliveries and self._link.call(b"HGET", self._keys[0], b"state") != b"live":
+            raise self._lost()
         self._recall = len(unknown) > len(taken)
         self._held.update(taken)
         return deliveries
@@ -164,6 +187,7 @@ class RedisConsumer(Consumer):
         if not batch:
             return Settled(deliveries=self.reserve(reserve))
         args = self._layout.told()
+        self._take_stock()
         wanted = 0 if self._recall else reserve
         args += (self._results.database, self._database, wanted, self._turn)
         args += self._tail
@@ -207,7 +231,11 @@ class RedisConsumer(Consumer):
         if reply and not gone:
             deliveries = self._reserved(reply)
         elif reserve and not gone:
-            deliveries = list(self.reserve(reserve))
+            try:
+                deliveries = list(self.reserve(reserve))
+            except OperationalError:
+                # What the settle answered is known only here. The next reserve finds out for itself.
+                self._armed = self._told = False
         return Settled(refused=tags, complete=claims, deliveries=deliveries)
 
     # -- wait ----------------------------------------------------------------------------------------------------
@@ -266,6 +294,7 @@ class RedisConsumer(Consumer):
     def _track(self, link: Link) -> None:
         """Ask a new connection to tell when what a reserve has read changes."""
         self._armed = False
+        self._inventory_at = 0.0  # it may lead to a server that knows less
         packed = pack((b"CLIENT", b"TRACKING", b"ON", b"NOLOOP"))
         self._tracked = link.exchange(packed) == b"OK"
 

@@ -15,23 +15,27 @@ from umbel.interfaces import Clock, Outgoing, StoreLocation
 STEPS: Final = (0, 3, 6, 9)  # the priorities that Celery keeps apart on Redis
 NAMESPACE: Final = "umbel:"
 
-RESERVE: Final = Script("common", "give", "reserve", "reserve_only")
-SETTLE: Final = Script("common", "give", "reserve", "results", "settle")
-BEGIN: Final = Script("common", "results", "begin")
+RESERVE: Final = Script("common", "full", "give", "reserve", "reserve_only")
+SETTLE: Final = Script("common", "full", "give", "reserve", "results", "settle")
+BEGIN: Final = Script("common", "full", "results", "begin")
 PUT: Final = Script("put")
 PUBLISH: Final = Script("common", "give", "publish")
-REGISTER: Final = Script("common", "register")
-RENEW: Final = Script("common", "renew")
-RELEASE: Final = Script("common", "give", "release")
+BIND: Final = Script("common", "full", "bind")
+REGISTER: Final = Script("common", "full", "register")
+RENEW: Final = Script("common", "full", "renew")
+RELEASE: Final = Script("common", "full", "give", "release")
 SUSPECTS: Final = Script("common", "suspects")
-REAP: Final = Script("common", "give", "reap")
+REAP: Final = Script("common", "full", "give", "reap")
 PURGE: Final = Script("common", "purge")
 COUNT_HELD: Final = Script("common", "count_held")
 REVIVE: Final = Script("common", "give", "revive")
 DISCARD: Final = Script("common", "discard")
-STORE: Final = Script("common", "store")
-RESULT: Final = Script("common", "results", "result")
-CHORD: Final = Script("common", "results", "chord")
+WITHDRAW: Final = Script("common", "withdraw")
+STORE: Final = Script("common", "full", "rows", "store")
+PUBLISH_IF: Final = Script("common", "give", "rows", "publish_if")
+RESULT: Final = Script("common", "full", "results", "result")
+CHORD: Final = Script("common", "full", "results", "chord")
+AUDIT: Final = Script("common", "results", "audit")
 
 
 class Layout:

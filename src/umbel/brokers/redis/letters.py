@@ -32,11 +32,11 @@ class RedisDeadLetters(DeadLetters):
             keys = link.call("ZREVRANGEBYSCORE", self._layout.key(f"dead:{queue}"), newest, "-inf", "LIMIT", 0, limit)
             values = link.call("HMGET", self._layout.key(f"letters:{queue}"), *keys) if keys else ()
         # One that is gone was moved or deleted in between.
-        return [_letter(queue, key.decode(), value) for key, value in zip(keys, values, strict=True) if value]
+        return [letter_of(queue, key.decode(), value) for key, value in zip(keys, values, strict=True) if value]
 
-    def revive(self, queue: str, letters: Mapping[str, bytes | None]) -> Collection[str]:
-        """Move these letters to the tail of their queue in one step; return the keys that were there."""
-        args: list[Word] = [*self._layout.told(), queue]
+    def revive(self, queue: str, letters: Mapping[str, bytes | None], *, to: str = "") -> Collection[str]:
+        """Move these letters to the tail of their queue, or another, in one step; return the keys that were there."""
+        args: list[Word] = [*self._layout.told(), queue, to or queue]
         for key, raw in letters.items():
             args += (key, raw or b"")
         with self._desk.link() as link:
@@ -53,7 +53,8 @@ class RedisDeadLetters(DeadLetters):
             return int(link.run(DISCARD, (), [*self._layout.told(), queue, "1"]))
 
 
-def _letter(queue: str, key: str, value: bytes) -> Peeked:
+def letter_of(queue: str, key: str, value: bytes) -> Peeked:
+    """Return a dead letter as it was stored (see give.lua)."""
     at, _, reason, detail, traceback, crashes, raw = value.split(b"\0", 6)
     return Peeked(
         raw=raw,
@@ -63,10 +64,11 @@ def _letter(queue: str, key: str, value: bytes) -> Peeked:
         reason=reason.decode(),
         detail=detail.decode(),
         traceback=traceback.decode(),
-        crashes=[_crash(line) for line in crashes.decode().split("\n") if line],
+        crashes=[crash_of(line) for line in crashes.decode().split("\n") if line],
     )
 
 
-def _crash(line: str) -> Crash:
+def crash_of(line: str) -> Crash:
+    """Return one line of a log of crashes."""
     at, consumer, cause = line.split("\t", 2)
     return Crash(at=from_ms(at), consumer=consumer, cause=cause)

@@ -6,6 +6,7 @@ client tracking, which end our waits.
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
@@ -26,10 +27,10 @@ from umbel.exceptions import BrokerError, OperationalError
 
 Word = str | bytes | int | float
 
+DOUBTED: Final = 10.0  # seconds of silence after which the server itself is asked: the kernel may not know
 _MORE: Final = object()
 _READ_SIZE: Final = 65536
 _FRESH: Final = 0.1  # seconds in which a link that was just used is taken to be alive, without asking the kernel
-_DOUBTED: Final = 10.0  # seconds of silence after which the server itself is asked: the kernel may not know
 _LARGE: Final = 65536  # more than this may take its time to be sent
 _KERNEL_TIMEOUTS: Final = sys.platform == "linux" and struct.calcsize("ll") == 16
 # redis.io/docs/latest/develop/reference/protocol-spec: the first word of an error reply is its kind. After these the
@@ -50,6 +51,7 @@ _UNAVAILABLE: Final = frozenset(
         "WRONGPASS",
     }
 )
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]+) ")
 # The server behind the address is no longer the one that takes writes.
 _MOVED: Final = frozenset({"READONLY", "MASTERDOWN", "CLUSTERDOWN"})
 
@@ -74,7 +76,10 @@ class Script:
 
 
 class Link:
-    """One connection. Used by one thread at a time; connects when it is first used, and again after a failure."""
+    """One connection. Used by one thread at a time; connects when it is first used, and again after a failure.
+
+    :meth:`close` may be called from another thread: whoever waits on it then gets :exc:`OperationalError`.
+    """
 
     __slots__ = (
         "_buffer",
@@ -124,22 +129,41 @@ class Link:
         """Run a script and return its reply."""
         packed = script.pack(keys, args)
         reply = self.exchange(packed)
-        if type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT"):
+        if _unscripted(reply):
             self.call(b"SCRIPT", b"LOAD", script.text)
             reply = self.exchange(packed)
         return self.checked(reply)
 
-    def pipeline(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
-        """Run commands in one round trip and return their replies; the first error reply is raised."""
-        self.send(b"".join([pack(tuple(command)) for command in commands]))
+    def run_many(self, script: Script, calls: Sequence[tuple[Sequence[Word], Sequence[Word]]]) -> list[Any]:
+        """Run a script once for each (keys, args), in one round trip, and return the replies.
+
+        The first error reply is raised; what was called before and after it has run.
+        """
+        packed = [script.pack(keys, args) for keys, args in calls]
+        replies = self._replies(packed)
+        # A server that has not got the script refuses all of them, unless it gets it in between.
+        unknown = [at for at, reply in enumerate(replies) if _unscripted(reply)]
+        if unknown:
+            self.call(b"SCRIPT", b"LOAD", script.text)
+            for at, reply in zip(unknown, self._replies([packed[at] for at in unknown]), strict=True):
+                replies[at] = reply
+        return [self.checked(reply) for reply in replies]
+
+    def _replies(self, packed: Sequence[bytes]) -> list[Any]:
+        """Send packed commands and return what came back, errors too."""
+        self.send(b"".join(packed))
         try:
-            replies = [self.read() for _ in commands]
+            replies = [self.read() for _ in packed]
         except BaseException:
             self.drop()
             raise
         if self._hurried:
             self._limit(self.timeout)
-        return [self.checked(reply) for reply in replies]
+        return replies
+
+    def pipeline(self, commands: Sequence[Sequence[Word]]) -> list[Any]:
+        """Run commands in one round trip and return their replies; the first error reply is raised."""
+        return [self.checked(reply) for reply in self._replies([pack(tuple(command)) for command in commands])]
 
     def exchange(self, packed: bytes) -> Any:
         """Send packed words and return the reply, also when it is an error."""
@@ -163,8 +187,11 @@ class Link:
             self.open()
         if until:
             self._limit_until(until)
+        sock = self._sock
+        if sock is None:
+            raise unreachable(self._source.name, "the connection was closed")
         try:
-            self._sock.sendall(packed)
+            sock.sendall(packed)
             if until and len(packed) > _LARGE:
                 self._limit_until(until)
         except OSError as error:
@@ -176,7 +203,7 @@ class Link:
         """Return the next reply, also when it is an error. Push messages go to ``on_push``."""
         reader = self._reader
         if reader is None:
-            raise Unconfirmed(f"the connection to Redis at {self._source.name} was closed")
+            raise self._closed()
         reply = reader.gets()
         while reply is _MORE or type(reply) is _Push:
             if reply is _MORE:
@@ -187,14 +214,21 @@ class Link:
         return reply
 
     def _receive(self) -> None:
+        sock, reader = self._sock, self._reader
+        if sock is None or reader is None:
+            raise self._closed()
         try:
-            count = self._sock.recv_into(self._buffer)
+            count = sock.recv_into(self._buffer)
             if not count:
                 raise ConnectionResetError("the server closed the connection")
         except OSError as error:
             self.drop()
             raise Unconfirmed(f"Redis at {self._source.name} gave no answer: {_cause(error)}") from error
-        self._reader.feed(self._buffer, 0, count)
+        reader.feed(self._buffer, 0, count)
+
+    def _closed(self) -> Unconfirmed:
+        self.drop()
+        return Unconfirmed(f"the connection to Redis at {self._source.name} was closed")
 
     def checked(self, reply: Any) -> Any:
         """Return a reply of :meth:`exchange`, or raise our error for it."""
@@ -205,7 +239,7 @@ class Link:
     def fail(self, reply: Exception) -> NoReturn:
         """Raise the error of ours for an error reply."""
         text = str(reply)
-        kind = text.partition(" ")[0]
+        kind = _kind(text)
         if kind in _MOVED:
             self.drop()
         if kind in _UNAVAILABLE:
@@ -258,14 +292,17 @@ class Link:
         if self._sock is not None:
             return
         until = self._until or time.monotonic() + self.timeout
-        self._sock = self._source.connect(max(until - time.monotonic(), 0.001))
-        self._plain = _KERNEL_TIMEOUTS and not hasattr(self._sock, "pending")
+        sock: Any = self._source.connect(max(until - time.monotonic(), 0.001))
+        self._plain = _KERNEL_TIMEOUTS and not hasattr(sock, "pending")
         if self._plain:
-            self._sock.settimeout(None)
+            sock.settimeout(None)
             self._poll = select.poll()
-            self._poll.register(self._sock, select.POLLIN)
-        self._limit(self.timeout)
+            self._poll.register(sock, select.POLLIN)
         self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._waker = None
+        # Last: from here on it may be closed by another thread.
+        self._sock = sock
+        self._limit(self.timeout)
         if self._on_open is not None:
             self._limit_until(until)
             try:
@@ -277,13 +314,18 @@ class Link:
     def _limit(self, seconds: float) -> None:
         """Bound each send and each receive."""
         self._hurried = False
-        if not self._plain:
-            self._sock.settimeout(seconds)
+        sock = self._sock
+        if sock is None:
             return
-        # By the kernel: a socket with a timeout of Python's costs another system call for each send and receive.
-        interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._sock.setsockopt(socket.SOL_SOCKET, option, interval)
+        # One that was closed meanwhile is an error at the next send or receive.
+        with suppress(OSError):
+            if not self._plain:
+                sock.settimeout(seconds)
+                return
+            # By the kernel: a socket with a timeout of Python's costs another system call for each send and receive.
+            interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, interval)
 
     def drop(self) -> None:
         """Give up the connection; the next command makes a new one."""
@@ -315,8 +357,10 @@ class Link:
 
     def _drain(self) -> bool:
         """Hand over what was received already; return whether there was anything."""
-        found = False
-        while (reply := self._reader.gets()) is not _MORE:
+        found, reader = False, self._reader
+        if reader is None:
+            raise self._closed()
+        while (reply := reader.gets()) is not _MORE:
             found = True
             if self._on_push is not None and type(reply) is _Push:
                 self._on_push(reply)
@@ -329,7 +373,10 @@ class Link:
         """
         sock = self._sock
         if sock is None:
-            ready([waker] if waker else [], timeout)
+            try:
+                ready([waker] if waker else [], timeout)
+            except ValueError:
+                raise self._closed() from None
             return False
         # The socket would not show any more what lies in the reader.
         if self._drain():
@@ -341,16 +388,32 @@ class Link:
         return True
 
     def _arrived(self, sock: Any, timeout: float, waker: Waker | None) -> bool:
-        if not self._plain:
-            return bool(sock.pending()) or sock in ready([sock, waker] if waker else [sock], timeout)
-        if waker is not self._waker:
-            if self._waker is not None:
-                self._poll.unregister(self._waker)
-            if waker is not None:
-                self._poll.register(waker, select.POLLIN)
-            self._waker = waker
-        number = sock.fileno()
-        return any(found == number for found, _ in self._poll.poll(timeout * 1000))
+        try:
+            if not self._plain:
+                return bool(sock.pending()) or sock in ready([sock, waker] if waker else [sock], timeout)
+            poll, number = self._poll, sock.fileno()
+            if poll is None:
+                raise self._closed()
+            if waker is not self._waker:
+                if self._waker is not None:
+                    poll.unregister(self._waker)
+                if waker is not None:
+                    poll.register(waker, select.POLLIN)
+                self._waker = waker
+            return any(found == number for found, _ in poll.poll(timeout * 1000))
+        except ValueError:
+            # What was closed has no number any more.
+            raise self._closed() from None
+
+
+def _kind(text: str) -> str:
+    """Return the kind of an error reply. Redis before 7 hides that of an error inside a script behind its own words."""
+    inside = _IN_SCRIPT.findall(text) if text.startswith(("ERR Error running script", "@user_script")) else ()
+    return str(inside[-1]) if inside else text.partition(" ")[0]
+
+
+def _unscripted(reply: Any) -> bool:
+    return type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT")
 
 
 def _cause(error: OSError) -> str:
@@ -385,7 +448,7 @@ class LinkPool:
                 break
             if link.stale():
                 link.close()
-            elif idle < _DOUBTED:
+            elif idle < DOUBTED:
                 break
             else:
                 return self._asked(link, timeout)

@@ -24,7 +24,7 @@ for i = 6, #ARGV, 3 do
   local holder, failure
   if key == '' then
     failure = flush()
-    holder = put_special(option, raw, repeat_ms)
+    if not failure then holder, failure = put_special(option, raw, repeat_ms) end
   else
     local mark = option ~= '' and NS .. 'seen:' .. option
     if mark and not call('SET', mark, '1', 'NX', 'PX', repeat_ms) then

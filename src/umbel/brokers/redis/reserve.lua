@@ -24,7 +24,7 @@ local function move_due()
     local items = call('ZRANGEBYSCORE', key, '-inf', digits(NOW), 'LIMIT', 0, 8)
     for i = 1, #items do
       local f = split(items[i], 2)
-      call('LPUSH', list_key(queue, f[2]), f[3])
+      push('LPUSH', list_key(queue, f[2]), f[3])
     end
     if #items > 0 then call('ZREMRANGEBYRANK', key, 0, #items - 1) end
     moved = moved + #items
@@ -81,7 +81,12 @@ local function reserve(limit, start, names, steps)
       -- How many will fit is guessed from those taken so far; the first guess is small, they may be large.
       local chunk = 4
       if #raws > 0 then chunk = math.floor((BATCH_BYTES - bytes) * #raws / (bytes + 1)) + 1 end
-      local got = call('RPOP', key, math.min(quota, chunk, 256))
+      -- What was taken from other queues must not be lost over an error; a key that holds no list is an empty queue.
+      local got = redis.pcall('RPOP', key, math.min(quota, chunk, 256))
+      if got and got.err then
+        if #raws == 0 and not find(got.err, 'WRONGTYPE', 1, true) then return call('RPOP', key, 1) end
+        return quota
+      end
       if not got then return quota end
       for i = 1, #got do
         local raw = got[i]

@@ -6,10 +6,12 @@
 -- then        for each settlement: tag, spec, and the arguments of each letter of the spec, in this order:
 --   A  ack                             Q, q  requeue, counted or not
 --   D  delay: due ms                   P     park: gate
---   X  dead letter: reason, detail, traceback, how many to keep
+--   X  dead letter: reason, detail, traceback, how many to keep, what to keep in place of the message (empty: itself)
 --   N  forget its crashed deliveries
 --   R  result: key, state, ms, payload
---   C  chord part: base key, index, task id, payload, seconds       L  close its chord: base key, token
+--   C  chord part: base key, index, task id, payload, seconds, 'list' or empty, note or empty (see results.lua)
+--   L  close its chord: base key, token
+--   S  more results: number, the arguments of R for each            E  parts before C: number, the arguments of C for each
 --   M  messages: number, three arguments each (see give.lua)        F  free: number, gates and unique keys
 -- Returns {refused tags, {tag, claim token, ...} of last parts, the reply of reserve or {}, 'gone' or 'live'}.
 local inf = KEYS[2]
@@ -24,9 +26,12 @@ local function positions(spec, at)
     local letter = sub(spec, i, i)
     found[letter] = at
     if letter == 'D' or letter == 'P' then at = at + 1
-    elseif letter == 'X' or letter == 'R' then at = at + 4
-    elseif letter == 'C' then at = at + 5
+    elseif letter == 'R' then at = at + 4
+    elseif letter == 'X' then at = at + 5
+    elseif letter == 'C' then at = at + 7
     elseif letter == 'L' then at = at + 2
+    elseif letter == 'S' then at = at + 1 + 4 * tonumber(ARGV[at])
+    elseif letter == 'E' then at = at + 1 + 7 * tonumber(ARGV[at])
     elseif letter == 'M' then at = at + 1 + 3 * tonumber(ARGV[at])
     elseif letter == 'F' then at = at + 1 + tonumber(ARGV[at]) end
   end
@@ -42,8 +47,15 @@ local function check(tag, spec, at)
     call('HDEL', inf, tag)
     others[#others + 1] = {tag = tag, value = value, found = found}
     if found.R then results[#results + 1] = found.R end
+    if found.S then
+      for i = 0, tonumber(ARGV[found.S]) - 1 do results[#results + 1] = found.S + 1 + 4 * i end
+    end
   end
   return stop
+end
+
+local function part_at(at)
+  return add_part(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6])
 end
 
 local function move(item)
@@ -57,7 +69,7 @@ local function move(item)
   elseif found.P then park(ARGV[found.P], m.queue, m.step, '', m.raw)
   elseif found.X then
     local at = found.X
-    bury(m, ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]))
+    bury(m, ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4])
   end
 end
 
@@ -69,7 +81,7 @@ local function apply(item)
   end
   if found.M then
     for i = found.M + 1, found.M + 3 * tonumber(ARGV[found.M]), 3 do
-      if ARGV[i] ~= '' then call('LPUSH', ARGV[i], ARGV[i + 2])
+      if ARGV[i] ~= '' then push('LPUSH', ARGV[i], ARGV[i + 2])
       else put_special(ARGV[i + 1], ARGV[i + 2], '1', true) end
     end
   end
@@ -103,8 +115,11 @@ for i = 1, #results do
   put_result(ARGV[r], ARGV[r + 1], ARGV[r + 2], ARGV[r + 3])
 end
 for i = 1, #others do
-  local c, l = others[i].found.C, others[i].found.L
-  if c then others[i].claim = add_part(ARGV[c], ARGV[c + 1], ARGV[c + 2], ARGV[c + 3], ARGV[c + 4]) end
+  local c, l, e = others[i].found.C, others[i].found.L, others[i].found.E
+  if e then
+    for p = e + 1, e + 7 * tonumber(ARGV[e]), 7 do others[i].claim = others[i].claim or part_at(p) end
+  end
+  if c then others[i].claim = part_at(c) or others[i].claim end
   if l then close_chord(ARGV[l], ARGV[l + 1]) end
 end
 if elsewhere then call('SELECT', ARGV[6]) end

@@ -11,6 +11,13 @@ from umbel.interfaces import Ack, ChordPart, Dead, Delay, How, Park, ResultRecor
 from umbel.message import encode_envelope
 
 
+def part_words(part: ChordPart) -> tuple[Word, Word, Word, Word, Word, Word]:
+    """Return what the scripts are told about one part of a chord (see results.lua)."""
+    index: Word = "+inf" if part.index is None else part.index
+    seconds: Word = "" if part.expires is None else max(1, int(part.expires))
+    return index, part.task_id, part.payload, seconds, "" if part.ordered else "list", part.note
+
+
 class Settling:
     """Describes settlements of one consumer. Owned by its thread.
 
@@ -43,6 +50,7 @@ class Settling:
             type(settlement.how) is Ack
             and delivery.count == 1
             and settlement.chord is None
+            and not settlement.results
             and not settlement.publish
             and not settlement.frees
             and delivery.tag not in self._claims
@@ -62,8 +70,18 @@ class Settling:
         if result is not None:
             spec += "R"
             words += self.record(result)
+        if settlement.results:
+            spec += "S"
+            words.append(len(settlement.results))
+            for each in settlement.results:
+                words += self.record(each)
         claim = self._claims.get(delivery.tag)
         if chord is not None:
+            if settlement.parts:
+                spec += "E"
+                words.append(len(settlement.parts))
+                for part in settlement.parts:
+                    words += self._part(part)
             spec += "C"
             words += self._part(chord)
         elif claim is not None and spec[0] == "A":
@@ -95,9 +113,7 @@ class Settling:
     def _part(self, chord: ChordPart) -> tuple[Word, ...]:
         if not self._results.bound:
             raise BrokerError("this broker does not hold chords: add the part first (see Broker.bind_results)")
-        index: Word = "+inf" if chord.index is None else chord.index
-        seconds: Word = "" if chord.expires is None else max(1, int(chord.expires))
-        return self._results.group_key(chord.group_id), index, chord.task_id, chord.payload, seconds
+        return self._results.group_key(chord.group_id), *part_words(chord)
 
     def _how(self, how: How) -> tuple[str, list[Word]]:
         if isinstance(how, Ack):
@@ -108,5 +124,5 @@ class Settling:
             return "P", [how.gate]
         if isinstance(how, Dead):
             words: list[Word] = [text.replace("\0", "") for text in (how.reason, how.detail, how.traceback)]
-            return "X", [*words, self._keep_dead]
+            return "X", [*words, self._keep_dead, how.kept or b""]
         return ("Q" if how.counted else "q"), []

@@ -1,28 +1,9 @@
--- The small store: one operation on one key.
+-- The small store: one operation on one key (see rows.lua).
 --
--- <prefix>umbel:store    hash key -> version NUL expires ms or empty NUL value
--- <prefix>umbel:store:x  zset key -> expires ms, of those that expire
--- <prefix>umbel:store:v  counter of versions, so that a deleted key never gets an old one back
 -- <prefix>umbel:leases   hash name -> fence NUL ends ms NUL owner
 --
 -- ARGV[5]  get, put, delete or lease     ARGV[6]  the key or name     ARGV[7...]  what the operation needs
 local op, key = ARGV[5], ARGV[6]
-local rows, expiries = NS .. 'store', NS .. 'store:x'
-
-local function live(name)
-  local value = call('HGET', rows, name)
-  if not value then return nil end
-  local f = split(value, 2)
-  if f[2] ~= '' and tonumber(f[2]) <= NOW then return nil end
-  return f
-end
-
-local function sweep()
-  for _, name in ipairs(call('ZRANGEBYSCORE', expiries, '-inf', digits(NOW), 'LIMIT', 0, 16)) do
-    call('HDEL', rows, name)
-    call('ZREM', expiries, name)
-  end
-end
 
 local operations = {}
 
@@ -36,20 +17,7 @@ end
 -- Returns the new version, or nothing.
 function operations.put()
   sweep()
-  if ARGV[8] ~= '' then
-    local f = live(key)
-    if (f and f[1] or '0') ~= ARGV[8] then return false end
-  end
-  local version = digits(call('INCR', NS .. 'store:v'))
-  local stop = ''
-  if ARGV[9] ~= '' then
-    stop = digits(NOW + tonumber(ARGV[9]))
-    call('ZADD', expiries, stop, key)
-  else
-    call('ZREM', expiries, key)
-  end
-  call('HSET', rows, key, version .. NUL .. stop .. NUL .. ARGV[7])
-  return version
+  return has_version(key, ARGV[8]) and put_row(key, ARGV[7], ARGV[9])
 end
 
 -- Returns 1 if it was there.

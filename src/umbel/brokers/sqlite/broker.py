@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from umbel.brokers.sqlite.consumer import SqliteConsumer
 from umbel.brokers.sqlite.database import Database, Session
+from umbel.brokers.sqlite.finding import find
 from umbel.brokers.sqlite.leases import SqliteLeases
 from umbel.brokers.sqlite.letters import SqliteDeadLetters, delete_messages, moment
 from umbel.brokers.sqlite.places import LOWEST_PRIORITY, Redelivery, prepare, publish_batch
 from umbel.brokers.sqlite.pubsub import SqlitePubSub
-from umbel.brokers.sqlite.store import SqliteStore
+from umbel.brokers.sqlite.store import SqliteStore, put
 from umbel.clock import SYSTEM_CLOCK
 from umbel.exceptions import ImproperlyConfigured
 from umbel.interfaces import (
@@ -30,9 +31,11 @@ from umbel.interfaces import (
     Published,
     PubSub,
     QueueSpec,
+    Sighting,
     Store,
     StoreLocation,
     Survives,
+    Write,
 )
 
 _PURGE_BATCH = 2000
@@ -50,6 +53,10 @@ _PEEK: dict[Place, str] = {
     Place.HELD: "SELECT message, NULL FROM held JOIN messages ON messages.id = message "
     "WHERE queue = ? ORDER BY hold LIMIT ?",
 }
+_HELD_BY = (
+    "SELECT hold, raw, queue FROM held JOIN messages ON messages.id = message "
+    "WHERE consumer = (SELECT number FROM consumers WHERE id = ?) ORDER BY hold"
+)
 _PURGE: dict[Place, str] = {
     Place.READY: "DELETE FROM ready WHERE (queue, priority, position) IN (SELECT queue, priority, position FROM ready "
     "WHERE queue = ? AND message <= ? LIMIT ?) RETURNING message",
@@ -60,6 +67,11 @@ _PURGE: dict[Place, str] = {
     Place.DEAD: "DELETE FROM dead WHERE (queue, number) IN (SELECT queue, number FROM dead "
     "WHERE queue = ? AND message <= ? LIMIT ?) RETURNING message",
 }
+# One of those with these bytes: equal ones are the same message to everybody.
+_WITHDRAW = (
+    "DELETE FROM scheduled WHERE (due, message) IN (SELECT scheduled.due, message FROM scheduled "
+    "JOIN messages ON messages.id = message WHERE scheduled.queue = ? AND raw = ? LIMIT 1) RETURNING message"
+)
 
 
 class SqliteBroker(Broker):
@@ -80,6 +92,8 @@ class SqliteBroker(Broker):
         gates=True,
         ends=True,
         fanout=True,
+        guarded=True,
+        finds=True,
     )
 
     def __init__(self, url: str, *, options: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -130,6 +144,15 @@ class SqliteBroker(Broker):
         with self._open().write(timeout=timeout or self._patience, publishing=batch[0].task_id) as tx:
             return publish_batch(tx, prepared, self._window)
 
+    def publish_if(self, write: Write, batch: Sequence[Outgoing], *, timeout: float | None = None) -> int | None:
+        """Put a value and hand over the messages in one commit, or do nothing and return None."""
+        prepared = prepare(batch)
+        with self._open().write(timeout=timeout or self._patience, publishing=batch[0].task_id if batch else "") as tx:
+            version = put(tx, write.key, write.value, if_version=write.if_version)
+            if version is not None and prepared:
+                publish_batch(tx, prepared, self._window)
+            return version
+
     def consumer(self, id: str, queues: Sequence[str]) -> Consumer:
         """Return the consumer of a registered id, with a connection of its own."""
         return SqliteConsumer(self._database, id, queues, redelivery=self._redelivery, results=lambda: self._bound)
@@ -177,6 +200,25 @@ class SqliteBroker(Broker):
                     when = None if at is None else moment(at)
                     seen.append(Peeked(raw=row[0], queue=queue, at=when))
         return seen
+
+    def withdraw(self, queue: str, messages: Sequence[Peeked]) -> int:
+        """Take these out of the schedule, in one transaction."""
+        taken: list[int] = []
+        with self._open().write() as tx:
+            for each in messages:
+                taken += [row[0] for row in tx.execute(_WITHDRAW, (queue, each.raw)).fetchall()]
+            delete_messages(tx, taken)
+        return len(taken)
+
+    def held(self, consumer: str) -> Mapping[str, Peeked]:
+        """Return what one consumer holds, by tag."""
+        with self._open().read() as connection:
+            rows = connection.execute(_HELD_BY, (consumer,)).fetchall()
+        return {str(hold): Peeked(raw=raw, queue=queue) for hold, raw, queue in rows}
+
+    def find(self, task_id: str, queues: Collection[str], *, timeout: float = 2.0) -> Sighting | None:
+        """Return where the message of this task is, whatever its queue."""
+        return find(self._open(), task_id, timeout)
 
     def dead(self) -> DeadLetters:
         """Return the dead letters of every queue."""

@@ -66,16 +66,20 @@ class SqliteConsumer(Consumer):
         results: Callable[[], bool],
     ) -> None:
         self._id = id
-        self._queues = list(dict.fromkeys(queues))
-        self._names = json.dumps(self._queues)
+        self.watch(queues)
         self._redelivery = redelivery
         self._results = results
         self._clock = database.clock
         self._session = database.session()
         self._waker = self._session.shared.waker()
         self._number: int | None = None
-        self._version = 0
         self._due: int | None = None
+
+    def watch(self, queues: Sequence[str]) -> None:
+        """Read these queues; see :meth:`umbel.interfaces.Consumer.watch`."""
+        self._queues = list(dict.fromkeys(queues))
+        self._names = json.dumps(self._queues)
+        self._version = 0  # what was there already in a new queue is looked for
 
     def reserve(self, limit: int) -> Sequence[Delivery]:
         """Take up to ``limit`` messages; never waits."""
@@ -135,6 +139,7 @@ class SqliteConsumer(Consumer):
     def settle(self, batch: Sequence[Settlement], *, reserve: int = 0) -> Settled:
         """End the holds in one commit, and reserve up to ``reserve`` more in it."""
         self._bound([thing for settlement in batch for thing in (settlement.result, settlement.chord)])
+        self._bound([thing for settlement in batch for thing in settlement.results])
         prepared = [prepare(settlement.publish) if settlement.publish else [] for settlement in batch]
         if not batch:
             return Settled(deliveries=self.reserve(reserve)) if reserve > 0 else Settled()
@@ -160,7 +165,9 @@ class SqliteConsumer(Consumer):
             if hold is None:
                 refused.append(settlement.delivery.tag)
                 continue
-            if settlement.chord is not None and (claim := add_part(tx, settlement.chord)) is not None:
+            if settlement.results:
+                store_records(tx, settlement.results)
+            if settlement.chord is not None and (claim := _add_parts(tx, settlement)) is not None:
                 complete[hold.tag] = claim
                 hold.chord = settlement.chord.group_id
                 put_back(tx, self._owner(tx), hold)
@@ -245,3 +252,10 @@ class SqliteConsumer(Consumer):
 
 def _hold(delivery: Delivery) -> int:
     return int(delivery.tag) if delivery.tag.isdecimal() else -1
+
+
+def _add_parts(tx: Transaction, settlement: Settlement) -> str | None:
+    """Add the parts of a settlement; return the claim token if that completed their chord."""
+    assert settlement.chord is not None
+    claims = [add_part(tx, part) for part in (*settlement.parts, settlement.chord)]
+    return next(filter(None, claims), None)

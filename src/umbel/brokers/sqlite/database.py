@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from umbel.brokers.sqlite.filesystem import file_system, refuse_network
+from umbel.brokers.sqlite.filesystem import file_system, free_space, refuse_network
 from umbel.brokers.sqlite.migrations import SCHEMA, script
 from umbel.brokers.sqlite.shared import Shared
 from umbel.clock import SYSTEM_CLOCK
@@ -354,9 +354,13 @@ class Session:
         elif size < _WAL_KEPT and size > self.shared.log_size():
             # The transaction is committed already, and this is a matter of speed.
             with contextlib.suppress(OSError), open(f"{self.path}-wal", "r+b", buffering=0) as log:
-                log.seek(size)
-                log.write(bytes(min(_WAL_STEP, _WAL_KEPT - size)))
-                self.shared.log_size(log.tell())
+                if free_space(log.fileno()) >= 4 * WAL_LIMIT:
+                    log.seek(size)
+                    log.write(bytes(min(_WAL_STEP, _WAL_KEPT - size)))
+                    self.shared.log_size(log.tell())
+                elif size >= _WAL_STEP:
+                    self._checkpoint(connection, size)
+                    self.shared.log_size(size)
 
     def _checkpoint(self, connection: sqlite3.Connection, size: int) -> None:
         # Without waiting: if a reader stands in the way, we come back when the log is somewhat longer.

@@ -1,4 +1,4 @@
-"""The file system under a database: what cannot keep locks and shared memory is refused."""
+"""The file system under a database: what cannot keep locks and shared memory is refused, and who holds a lock."""
 
 from __future__ import annotations
 
@@ -37,3 +37,33 @@ def file_system(folder: str) -> str:
     except (OSError, IndexError, AttributeError):
         pass
     return ""
+
+
+def free_space(descriptor: int) -> int:
+    """Return how many bytes may still be written on the disk of an open file."""
+    disk = os.fstatvfs(descriptor)
+    return disk.f_bavail * disk.f_frsize
+
+
+def lock_holders(descriptor: int) -> str:
+    """Name the processes that hold a lock on an open file, and say how they are; nothing where that cannot be told."""
+    found = os.fstat(descriptor)
+    try:
+        wanted = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+            # Number, kind, mandatory or not, mode, process, file, from, to. Those that wait have an arrow before.
+            lines = [line.split() for line in locks]
+        pids = dict.fromkeys(int(line[4]) for line in lines if len(line) == 8 and line[5] == wanted)
+    except (OSError, AttributeError, ValueError):
+        return ""
+    # One of another container has no number here.
+    return ", ".join(f"pid {pid} ({_state(pid)})" for pid in pids if pid > 0)
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            letter = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "not there any more"
+    return {"T": "stopped", "t": "stopped by a debugger", "D": "waiting for the disk"}.get(letter, "running")

@@ -54,6 +54,8 @@ def crashes(log: str | None) -> list[Crash]:
 def put_with_dead(tx: Transaction, message: int, how: Dead) -> None:
     """Put a message among the dead letters of its queue, and let the oldest go where there are too many."""
     number = tx.take()
+    if how.kept is not None:
+        tx.execute("UPDATE messages SET raw = ? WHERE id = ?", (how.kept, message))
     tx.execute(
         "INSERT INTO dead (queue, number, message, reason, detail, traceback, died_at) "
         "SELECT queue, ?, id, ?, ?, ?, ? FROM messages WHERE id = ?",
@@ -88,15 +90,15 @@ class SqliteDeadLetters(DeadLetters):
             rows = connection.execute(_PAGE, wanted).fetchall()
         return [_letter(queue, row) for row in rows]
 
-    def revive(self, queue: str, letters: Mapping[str, bytes | None]) -> Collection[str]:
-        """Move these letters to the tail of their queue in one commit; return the keys that were there."""
+    def revive(self, queue: str, letters: Mapping[str, bytes | None], *, to: str = "") -> Collection[str]:
+        """Move these letters to the tail of their queue, or another, in one commit; return the keys that were there."""
         with self._session().write() as tx:
             taken = dict(_take_out(tx, queue, letters))
             positions = enumerate((key for key in letters if key in taken), tx.take(len(taken)))
             tx.executemany(
-                "UPDATE messages SET position = ?, crashes = 0, log = NULL, verdict = NULL, detail = NULL, "
+                "UPDATE messages SET position = ?, crashes = 0, log = NULL, verdict = NULL, detail = NULL, queue = ?, "
                 "raw = coalesce(?, raw) WHERE id = ?",
-                [(position, letters[key], taken[key]) for position, key in positions],
+                [(position, to or queue, letters[key], taken[key]) for position, key in positions],
             )
             enqueue(tx, taken.values())
         return list(taken)

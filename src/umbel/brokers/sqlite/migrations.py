@@ -5,13 +5,20 @@ from __future__ import annotations
 from importlib import resources
 from typing import Final
 
-SCHEMA: Final = 2
+SCHEMA: Final = 4
 
-#: What leads from the schema before to this one. Only adds, so that a process of the older Umbel may go on.
+#: What leads from the schema before to this one. Only adds, so that what a process of the older Umbel does on the
+#: connections that it has stays right; it opens no others.
 _STEPS: Final[dict[int, str]] = {
     2: """
 ALTER TABLE messages ADD COLUMN log TEXT;
 ALTER TABLE dead ADD COLUMN traceback TEXT NOT NULL DEFAULT '';
+""",
+    3: """
+ALTER TABLE messages ADD COLUMN due INTEGER;
+""",
+    4: """
+CREATE INDEX pairs_expiring ON pairs (expires) WHERE expires IS NOT NULL;
 """,
 }
 

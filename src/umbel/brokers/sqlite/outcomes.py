@@ -37,11 +37,21 @@ def later(tx: Transaction, seconds: float | None) -> float | None:
 
 
 def begin_chord(tx: Transaction, group_id: str, size: int, expires: float | None) -> None:
-    """Record how many members a chord has."""
+    """Record how many members a chord has; one that was closed starts anew."""
+    tx.execute("DELETE FROM chords WHERE group_id = ? AND closed", (group_id,))
     tx.execute(
         "INSERT INTO chords (group_id, size, expires) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET size = excluded.size, expires = excluded.expires",
         (group_id, size, later(tx, expires)),
+    )
+
+
+def extend_chord(tx: Transaction, group_id: str, count: int) -> None:
+    """Make a chord wait for so many members more."""
+    # As parts that are still missing: its size may not be known yet, and is written over when it is.
+    tx.execute(
+        "INSERT INTO chords (group_id, parts) VALUES (?, ?) ON CONFLICT DO UPDATE SET parts = parts + excluded.parts",
+        (group_id, -count),
     )
 
 
@@ -51,16 +61,17 @@ def add_part(tx: Transaction, part: ChordPart) -> str | None:
     if closed:
         return None
     place = _LAST if part.index is None else part.index
-    if part.index is None:
-        known = "SELECT 1 FROM chord_parts WHERE group_id = ? AND place = ? AND task_id = ?"
-        row = tx.execute(known, (part.group_id, place, part.task_id)).fetchone()
-    else:
-        known = "SELECT 1 FROM chord_parts WHERE group_id = ? AND place = ?"
-        row = tx.execute(known, (part.group_id, place)).fetchone()
-    if row is None:
+    added = tx.execute(
+        "INSERT INTO chord_parts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (part.group_id, place, part.task_id, part.payload),
+    )
+    if added.rowcount:
         count += 1
-        tx.execute("INSERT INTO chord_parts VALUES (?, ?, ?, ?)", (part.group_id, place, part.task_id, part.payload))
-        tx.execute("UPDATE chords SET parts = ? WHERE group_id = ?", (count, part.group_id))
+        # Its time begins anew with each part: members that take long must not outlive it.
+        tx.execute(
+            "UPDATE chords SET parts = ?, expires = coalesce(?, expires) WHERE group_id = ?",
+            (count, later(tx, part.expires), part.group_id),
+        )
     if size is None or count < size:
         return None
     mine = f"{part.task_id}:{part.index}"

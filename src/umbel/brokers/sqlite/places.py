@@ -74,14 +74,17 @@ def publish_batch(
 
 def _add(tx: Transaction, batch: Sequence[Prepared]) -> None:
     first = tx.take(len(batch))
-    messages, ready, scheduled, gated = [], [], [], []
+    messages, ready, scheduled, gated, undue = [], [], [], [], []
     for id, (outgoing, raw) in enumerate(batch, first):
         priority = min(max(outgoing.priority, 0), LOWEST_PRIORITY)
         messages.append((id, outgoing.queue, priority, id, tx.now, raw))
-        if outgoing.not_before is not None and (due := microseconds(outgoing.not_before)) > microseconds(tx.now):
-            scheduled.append((due, id, outgoing.queue))
-        elif outgoing.gate is not None:
+        due = 0 if outgoing.not_before is None else microseconds(outgoing.not_before)
+        if outgoing.gate is not None:
             gated.append((outgoing.gate, id, id))
+            if due:
+                undue.append((due, id))
+        elif due > microseconds(tx.now):
+            scheduled.append((due, id, outgoing.queue))
         else:
             ready.append((outgoing.queue, priority, id, id))
     tx.executemany(
@@ -93,6 +96,8 @@ def _add(tx: Transaction, batch: Sequence[Prepared]) -> None:
         tx.executemany("INSERT INTO scheduled VALUES (?, ?, ?)", scheduled)
     if gated:
         tx.executemany("INSERT INTO gated VALUES (?, ?, ?)", gated)
+    if undue:
+        tx.executemany("UPDATE messages SET due = ? WHERE id = ?", undue)
 
 
 def _published_before(tx: Transaction, batch: Sequence[Prepared], window: float) -> set[str]:
@@ -366,11 +371,24 @@ def free_names(tx: Transaction, names: Iterable[str]) -> None:
     for name in names:
         tx.execute("DELETE FROM uniques WHERE key = ?", (name,))
         first = tx.execute(
-            "SELECT position, message FROM gated WHERE gate = ? ORDER BY position LIMIT 1", (name,)
+            "SELECT gated.position, message, due FROM gated JOIN messages ON messages.id = message "
+            "WHERE gate = ? ORDER BY gated.position LIMIT 1",
+            (name,),
         ).fetchone()
         if first is not None:
-            tx.execute("DELETE FROM gated WHERE gate = ? AND position = ?", (name, first[0]))
-            enqueue(tx, [first[1]])
+            position, message, due = first
+            tx.execute("DELETE FROM gated WHERE gate = ? AND position = ?", (name, position))
+            _let_through(tx, message, due)
+
+
+def _let_through(tx: Transaction, message: int, due: int | None) -> None:
+    if due is None or due <= microseconds(tx.now):
+        enqueue(tx, [message])
+    else:
+        tx.execute("INSERT INTO scheduled SELECT due, id, queue FROM messages WHERE id = ?", (message,))
+    if due is not None:
+        # It was for this gate: another one may be set up by a clock that goes differently.
+        tx.execute("UPDATE messages SET due = NULL WHERE id = ?", (message,))
 
 
 def mark_counted(holds: Iterable[Held], started: Iterable[str], verdicts: Mapping[str, Verdict]) -> None:

@@ -8,6 +8,7 @@
 --   crashes    deliveries that ended with a crash
 --   log        the latest of those: a JSON list of [moment, id of the consumer, cause]
 --   verdict    how it must end, once that was decided outside an engine; then it waits in ends instead of ready
+--   due        of one at a gate: the moment before which it is not for the queue (microseconds since the epoch)
 -- ready        what can be reserved, in the order in which it will be
 -- scheduled    what is not due before a moment (microseconds since the epoch)
 -- gated        what waits at a gate until it is freed
@@ -43,7 +44,8 @@ CREATE TABLE messages (
     detail TEXT,
     enqueued_at REAL NOT NULL,
     raw BLOB NOT NULL,
-    log TEXT
+    log TEXT,
+    due INTEGER
 );
 
 CREATE TABLE ready (
@@ -155,6 +157,7 @@ CREATE TABLE pairs (
     version INTEGER NOT NULL,
     expires REAL
 ) WITHOUT ROWID;
+CREATE INDEX pairs_expiring ON pairs (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE leases (
     name TEXT PRIMARY KEY,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from umbel.brokers.sqlite.filesystem import lock_holders
 from umbel.exceptions import OperationalError
 
 if sys.platform == "win32":
@@ -188,10 +189,12 @@ class Shared:
             pause = min(pause * 1.2, longest)
 
     def _busy(self, timeout: float) -> OperationalError:
-        return OperationalError(
-            f"{self.path} was being written by another thread or process for {timeout:g} s; try again, and look "
-            "for a process that was stopped in the middle of a transaction"
-        )
+        text = f"{self.path} was being written by another thread or process for {timeout:g} s"
+        holders = lock_holders(self._lock)
+        if not holders:
+            return OperationalError(f"{text}; try again, and look for a process that was stopped in the middle of it")
+        advice = "let that go on (SIGCONT) or kill it" if "(stopped" in holders else "try again"
+        return OperationalError(f"{text}, which is {holders}; {advice}")
 
     def log_size(self, size: int = 0) -> int:
         """Return what all writers know of the length of the log, after setting it. Only the writer may ask."""

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from umbel.brokers.sqlite.database import Session
+from umbel.brokers.sqlite.database import Session, Transaction
 from umbel.interfaces import Store, Stored
 
 _LIVE = "(expires IS NULL OR expires > ?)"
 _PAGE = 500
+_SWEPT = 16  # rows past their time that go with each one that is written: more than come
+
+
+def put(
+    tx: Transaction, key: str, value: bytes, *, if_version: int | None = None, ttl: float | None = None
+) -> int | None:
+    """Do :meth:`Store.put` as a part of a transaction."""
+    row = tx.execute(f"SELECT version FROM pairs WHERE key = ? AND {_LIVE}", (key, tx.now)).fetchone()
+    if if_version is not None and if_version != (row[0] if row is not None else 0):
+        return None
+    version = tx.take()
+    expires = None if ttl is None else tx.now + ttl
+    tx.execute("DELETE FROM pairs WHERE key IN (SELECT key FROM pairs WHERE expires <= ? LIMIT ?)", (tx.now, _SWEPT))
+    tx.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", (key, value, version, expires))
+    return version
 
 
 class SqliteStore(Store):
@@ -28,13 +43,7 @@ class SqliteStore(Store):
     def put(self, key: str, value: bytes, *, if_version: int | None = None, ttl: float | None = None) -> int | None:
         """Write and return the new version; ``if_version`` (0: absent) makes it conditional, None then says no."""
         with self._session.write() as tx:
-            row = tx.execute(f"SELECT version FROM pairs WHERE key = ? AND {_LIVE}", (key, tx.now)).fetchone()
-            if if_version is not None and if_version != (row[0] if row is not None else 0):
-                return None
-            version = tx.take()
-            expires = None if ttl is None else tx.now + ttl
-            tx.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", (key, value, version, expires))
-            return version
+            return put(tx, key, value, if_version=if_version, ttl=ttl)
 
     def delete(self, key: str) -> bool:
         """Remove the key and say whether it was there."""
