@@ -1,0 +1,1 @@
+"""The RabbitMQ broker: :class:`umbel.brokers.rabbitmq.broker.RabbitBroker`."""
