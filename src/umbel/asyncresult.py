@@ -11,39 +11,31 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
+from umbel import asyncio as off_loop
 from umbel import exceptions, states
-from umbel.current import app_or_default, join_denied
+from umbel.current import app_or_default
 from umbel.exceptions import IncompleteStream, TaskRevokedError
 from umbel.interfaces import ResultBackend
 from umbel.meta import Meta, pending_meta
+from umbel.resultbase import (
+    NO_BACKEND,
+    ResultBase,
+    as_exception,
+    assert_will_not_block,
+    control_of,
+    importable_class,
+)
 from umbel.utils.graph import DependencyGraph
 from umbel.waiting import Waiter, waiter_for
+from umbel.watching import watch
 
 R = TypeVar("R")
 V = TypeVar("V")
 
-NO_BACKEND = "No result backend is configured.\nPlease see the documentation for more information."
 _EAGER = (
     "Results are not stored in backend and should not be retrieved when task_always_eager is enabled, "
     "unless task_store_eager_result is enabled."
 )
-
-
-def assert_will_not_block() -> None:
-    """Raise :exc:`RuntimeError` where waiting for a result is refused, that is inside a task."""
-    if join_denied():
-        raise RuntimeError(
-            "Never call result.get() within a task!\n"
-            "A task that waits for a task can use up every worker and wait for ever. Use a chain, a chord or a "
-            "callback, or await the result in a coroutine task; if you are sure, get(disable_sync_subtasks=False)."
-        )
-
-
-class ResultBase:
-    """Base of everything that stands for one or several tasks that were sent."""
-
-    app: Any = None
-    parent: Any = None
 
 
 class _Field(Generic[V]):
@@ -110,7 +102,7 @@ class _Reference(ResultBase):
 
     def as_list(self) -> list[str]:
         """Return the ids of this task and those before it."""
-        return [self.id, *(self.parent.as_list() if self.parent is not None else ())]
+        return [self.id, *(node.id for node in self._parents())]
 
     def _parents(self) -> Iterator[Any]:
         node = self.parent
@@ -183,10 +175,14 @@ class _Stored(_Reference):
 
     def forget(self) -> None:
         """Delete the stored result, and those of the tasks before it."""
-        self._cache = None
-        if self.parent:
-            self.parent.forget()
-        self.backend.forget([self.id])
+        ids = []
+        for node in (self, *self._parents()):
+            if isinstance(node, _Reference):
+                node._cache = None
+                ids.append(node.id)
+            else:
+                node.forget()
+        self.backend.forget(ids)
 
     def _get_task_meta(self) -> Meta:
         if self._cache is not None:
@@ -293,6 +289,7 @@ class AsyncResult(_Tree, Generic[R]):
             return cast(R, None)
         if disable_sync_subtasks:
             assert_will_not_block()
+        decided = self
         if self._cache is None:
             parents = self._unknown_parents() if follow_parents and propagate else []
             done = self._waiter.wait(
@@ -303,10 +300,16 @@ class AsyncResult(_Tree, Generic[R]):
                 interval=interval,
                 stop=self._is_decided,
             )
-            self._learn(done, parents)
-        return cast(R, self.maybe_throw(propagate=propagate, callback=callback))
+            decided = self._learn(done, parents)
+        if follow_parents and propagate:
+            decided._throw_of_members()
+        return cast(R, decided.maybe_throw(propagate=propagate, callback=callback))
 
     wait = get
+
+    def watch(self, timeout: float | None = None, *, file: Any = None) -> R:
+        """Do :meth:`get`, and meanwhile show in the terminal (or in ``file``) how far the task says that it is."""
+        return cast(R, watch(self, timeout, file))
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait without blocking the event loop; return the value or raise the exception."""
@@ -315,11 +318,14 @@ class AsyncResult(_Tree, Generic[R]):
     async def _get_async(self) -> R:
         if self.ignored:
             return cast(R, None)
+        decided = self
         if self._cache is None:
             parents = self._unknown_parents()
             ids = [*(parent.id for parent in parents), self.id]
-            self._learn(await self._waiter.wait_async(ids, stop=self._is_decided), parents)
-        return cast(R, self.maybe_throw())
+            decided = self._learn(await self._waiter.wait_async(ids, stop=self._is_decided), parents)
+        if decided._members_before():
+            await off_loop.run(decided._throw_of_members)
+        return cast(R, decided.maybe_throw())
 
     def _unknown_parents(self) -> list[Any]:
         """Return the tasks before this one whose end is not known yet, the first of the chain first.
@@ -332,15 +338,27 @@ class AsyncResult(_Tree, Generic[R]):
                 node.maybe_throw()
         return [node for node in reversed(parents) if node._cache is None]
 
+    def _members_before(self) -> list[Any]:
+        """Return the groups whose chords lead here, the first one first, if this has failed."""
+        if self._cache is None or self._cache["status"] not in states.PROPAGATE_STATES:
+            return []
+        return [node for node in self._parents() if not isinstance(node, AsyncResult)][::-1]
+
+    def _throw_of_members(self) -> None:
+        """If a member of a chord before this one failed, raise its error, which tells more than the chord's."""
+        for members in self._members_before():
+            members.maybe_throw()
+
     def _is_decided(self, task_id: str, meta: Meta) -> bool:
         return task_id == self.id or meta["status"] in states.PROPAGATE_STATES
 
-    def _learn(self, done: dict[str, Meta], parents: Iterable[Any]) -> None:
+    def _learn(self, done: dict[str, Meta], parents: Iterable[Any]) -> Any:
+        """Take over what was read; return the first task that failed on the way here, or else this one."""
         for parent in parents:
-            if parent.id in done:
-                parent._set_cache(done[parent.id])
-                parent.maybe_throw()
+            if parent.id in done and parent._set_cache(done[parent.id])["status"] in states.PROPAGATE_STATES:
+                return parent
         self._set_cache(done[self.id])
+        return self
 
     def then(
         self,
@@ -479,22 +497,3 @@ def result_from_tuple(r: Any, app: Any = None) -> Any:
     if nodes is None:
         return app.AsyncResult(id, parent=parent)
     return app.GroupResult(id, [result_from_tuple(node, app) for node in nodes], parent=parent)
-
-
-def as_exception(value: Any) -> BaseException:
-    """Return what can be raised for the result of a failed task."""
-    return value if isinstance(value, BaseException) else Exception(value)
-
-
-def control_of(app: Any) -> Any:
-    """Return the app's remote control."""
-    control = getattr(app, "control", None)
-    if control is None:
-        raise NotImplementedError("this app has no remote control, so tasks cannot be revoked through it")
-    return control
-
-
-def importable_class(result: Any) -> type[Any]:
-    """Return the class to pickle a result with: that of an app is made at run time and cannot be found by name."""
-    cls = type(result)
-    return next(each for each in cls.__mro__ if each.__dict__.get("app") is None)

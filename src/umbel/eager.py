@@ -11,8 +11,9 @@ from umbel.asyncresult import EagerResult
 from umbel.context import Context
 from umbel.current import worker_frame
 from umbel.exceptions import Retry
+from umbel.message import checked_id
 from umbel.serialization import dumps, loads
-from umbel.signature import Signature, as_list, maybe_signature
+from umbel.signatures import Signature, as_list, maybe_signature
 from umbel.tracing import Traced, run_eager
 from umbel.utils.identity import uuid
 from umbel.utils.nodenames import gethostname
@@ -33,7 +34,7 @@ def apply_eagerly(
     app = task.app
     # A method of a task class that was never registered runs as itself.
     task = app.registry.get(task.name, task)
-    task_id = options.get("task_id") or uuid()
+    task_id = checked_id(options.get("task_id") or uuid())
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     while True:
         context = _context(task, task_id, args, kwargs, retries, options)
@@ -113,7 +114,8 @@ def takes_error(sig: Signature[Any]) -> bool:
     """
     task = sig.type
     function = getattr(task, "_decorated_fun", None)
-    if function is None or sig.immutable or inspect.ismethod(task.run):
+    # Not its ``run``, in whose place is a plain function where the task tries again by itself.
+    if function is None or sig.immutable or inspect.ismethod(task.__wrapped__):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()

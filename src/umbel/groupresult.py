@@ -8,19 +8,17 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from umbel import states
-from umbel.asyncresult import (
-    NO_BACKEND,
-    AsyncResult,
-    ResultBase,
-    as_exception,
-    assert_will_not_block,
-    control_of,
-    importable_class,
-    result_from_tuple,
-)
+from umbel.asyncresult import AsyncResult, result_from_tuple
 from umbel.current import app_or_default
 from umbel.interfaces import ResultBackend
 from umbel.meta import Meta, accepted, decode_group, encode_group
+from umbel.resultbase import (
+    NO_BACKEND,
+    ResultBase,
+    assert_will_not_block,
+    control_of,
+    importable_class,
+)
 from umbel.waiting import Waiter
 
 R = TypeVar("R")
@@ -194,7 +192,7 @@ class ResultSet(_Members, Generic[R]):
         arrivals = self._arrivals(timeout, propagate, interval, on_message, on_interval)
         for task_id, meta in arrivals:
             if propagate and meta["status"] in states.PROPAGATE_STATES:
-                raise as_exception(meta["result"]).with_traceback(None)
+                self._throw(task_id, meta)
             if callback is not None and task_id in own:
                 callback(task_id, meta["result"])
         if callback is None:
@@ -228,9 +226,9 @@ class ResultSet(_Members, Generic[R]):
             parents = self._parent_ids()
             done = await waiter.wait_async([*parents, *unknown], stop=_goal(unknown, True))
             _learn(unknown, done)
-            for meta in done.values():
+            for task_id, meta in done.items():
                 if meta["status"] in states.PROPAGATE_STATES:
-                    raise as_exception(meta["result"]).with_traceback(None)
+                    self._throw(task_id, meta)
         return self._values()
 
     def then(
@@ -296,6 +294,11 @@ class ResultSet(_Members, Generic[R]):
                 ids.append(node.id)
             node = node.parent
         return ids[::-1]
+
+    def _throw(self, task_id: str, meta: Meta) -> None:
+        """Raise the error of a member, or of a task before this group."""
+        member = next((leaf for leaf in self.leaves() if leaf.id == task_id), None)
+        (member or self.app.AsyncResult(task_id)).throw(meta["result"], meta.get("traceback"))
 
     def _raise_known(self) -> None:
         for leaf in self.leaves():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from umbel.asyncresult import AsyncResult, EagerResult, ResultBase, assert_will_not_block, result_from_tuple
+from umbel.asyncresult import AsyncResult, EagerResult, result_from_tuple
 from umbel.current import allow_join_result, denied_join_result
 from umbel.groupresult import GroupResult, ResultSet
+from umbel.resultbase import ResultBase, assert_will_not_block
 from umbel.waiting import Waiter
 
 __all__ = [

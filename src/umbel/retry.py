@@ -1,4 +1,4 @@
-"""How long to wait before trying again: Celery's exponential back-off with full jitter."""
+"""How long to wait before trying again: Celery's exponential back-off with full jitter, and pauses spread evenly."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def exponential_backoff(factor: float, retries: int, maximum: float, *, full_jit
     if full_jitter:
         seconds = float(random.randrange(int(seconds) + 1))
     return max(0.0, seconds)
+
+
+def spread(seconds: float, share: float = 0.2) -> float:
+    """Return about so many seconds, at most that ``share`` more or less, so that a fleet does not act as one.
+
+    >>> 8.0 <= spread(10.0) <= 12.0
+    True
+    """
+    return seconds * random.uniform(1 - share, 1 + share)

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from umbel.collecting import Collected
 from umbel.exceptions import Ignore, Reject, Retry
-from umbel.publishing import build
 from umbel.retry import exponential_backoff
-from umbel.signature import Signature, signature
+from umbel.signatures import Signature, signature
 
 
 def retry_task(
@@ -52,7 +52,7 @@ def retry_task(
         )
     retry = Retry(exc=exc, when=eta or countdown, is_eager=request.is_eager, sig=sig)
     if not request.is_eager:
-        outgoing = build(task.app, task.name, sig.args, sig.kwargs, _given(sig.options), inherit=False)
+        outgoing = Collected(task.app).again(task.name, sig.args, sig.kwargs, _given(sig.options))
         retry.outgoing = outgoing  # type: ignore[attr-defined]
         if not throw:
             request.outgoings = [*(request.outgoings or ()), outgoing]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,9 +18,11 @@ from umbel.interfaces import (
     Published,
     PubSub,
     QueueSpec,
+    Sighting,
     Store,
     StoreLocation,
     Subscription,
+    Write,
 )
 from umbel.message import Message
 
@@ -76,6 +78,10 @@ class SplitBroker(Broker):
         """Hand the messages to the one that is written to."""
         return self._write.publish(batch, transaction=transaction, timeout=timeout)
 
+    def publish_if(self, write: Write, batch: Sequence[Outgoing], *, timeout: float | None = None) -> int | None:
+        """Do it at the one that is read, which has the store: two servers could not do it in one step."""
+        return self._reader.publish_if(write, batch, timeout=timeout)
+
     def consumer(self, id: str, queues: Sequence[str]) -> Consumer:
         """Return a consumer of the one that is read."""
         return self._reader.consumer(id, queues)
@@ -95,6 +101,18 @@ class SplitBroker(Broker):
     def peek(self, queue: str, *, place: Place = Place.READY, limit: int = 100) -> Sequence[Peeked]:
         """Look into the one that is read."""
         return self._reader.peek(queue, place=place, limit=limit)
+
+    def held(self, consumer: str) -> Mapping[str, Peeked]:
+        """Return what one consumer holds."""
+        return self._reader.held(consumer)
+
+    def find(self, task_id: str, queues: Collection[str], *, timeout: float = 2.0) -> Sighting | None:
+        """Look for the message of a task in the one that is read."""
+        return self._reader.find(task_id, queues, timeout=timeout)
+
+    def advice(self, queues: Iterable[QueueSpec], *, longest: float | None) -> Sequence[str]:
+        """Return the advice of the one that is read."""
+        return self._reader.advice(queues, longest=longest)
 
     def dead(self) -> DeadLetters:
         """Return the dead letters of the one that is read."""
@@ -132,3 +150,11 @@ class SplitPubSub(PubSub):
     def subscribe(self, exchange: str, *, pattern: str = "#") -> Subscription:
         """Start listening."""
         return self._subscribing().subscribe(exchange, pattern=pattern)
+
+    def reply(self, exchange: str, key: str, message: Message) -> None:
+        """Send to one box."""
+        self._write.reply(exchange, key, message)
+
+    def replies(self, exchange: str, key: str) -> Subscription:
+        """Open a box."""
+        return self._subscribing().replies(exchange, key)
