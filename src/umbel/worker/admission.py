@@ -19,6 +19,7 @@ from typing import Any
 from umbel import signals, states
 from umbel.context import Context
 from umbel.dead import PARKED, with_headers
+from umbel.envelope import KEPT, remains
 from umbel.exceptions import (
     ContentDisallowed,
     DecodeError,
@@ -29,14 +30,17 @@ from umbel.exceptions import (
 )
 from umbel.interfaces import ACK, Clock, Dead, Delay, Delivery, Execution, Outgoing, Settlement
 from umbel.message import Call, Message, decode_call, decode_envelope
+from umbel.serialization import accepted_by
 from umbel.signing import verifier_of
 from umbel.tracing import TaskPlan
 from umbel.utils.text import one_line as printable
 from umbel.utils.text import text_of
+from umbel.worker.allowed import AllowList
 from umbel.worker.records import Records
 from umbel.worker.verdicts import Condemned, Verdicts
 
 logger = logging.getLogger("celery.worker.strategy")
+request_logger = logging.getLogger("celery.worker.request")
 
 
 class Admission:
@@ -49,28 +53,35 @@ class Admission:
         self._hostname = hostname
         self._clock = clock
         self._plans: dict[str, TaskPlan] = {}
-        self._accept = tuple(conf.accept_content)
+        self._accept = accepted_by(conf)
         self._verify = verifier_of(conf, clock.time)
         self._max_size: int = conf.max_message_size
         # A body grows by a third in base64, and headers repeat little of it; more is not even parsed.
         self._max_raw = 2 * self._max_size + (1 << 20)
+        self._allowed = None if conf.task_allow_from_message is None else AllowList(conf.task_allow_from_message)
         self._pauses: tuple[float, ...] = tuple(conf.task_unknown_backoff or ())
         self._verdicts = verdicts
 
     def admit(self, delivery: Delivery, reserved_at: float) -> Execution | Settlement:
         """Return what to run, or the settlement of a delivery that must not run (now)."""
         if len(delivery.raw) > self._max_raw:
-            return self._unreadable(delivery, None, DecodeError(f"it has {len(delivery.raw)} bytes"))
+            large = DecodeError(f"it has {len(delivery.raw)} bytes, and max_message_size is {self._max_size}")
+            return self._unreadable(delivery, None, large)
         try:
             message = delivery.message or decode_envelope(delivery.raw)
         except DecodeError as error:
             return self._unreadable(delivery, None, error)
         if self._verify is not None and (refused := self._verify(message, delivery.queue)) is not None:
-            return self._unreadable(delivery, None, refused)
+            return self._unreadable(delivery, message, refused)
         try:
             call = decode_call(message, self._accept, self._max_size)
         except (DecodeError, InvalidTaskError, SecurityError) as error:
             return self._unreadable(delivery, message, error)
+        if self._allowed is not None and (name := self._allowed.refused(call)) is not None:
+            refusal = InvalidTaskError(
+                f"task {call.task}[{call.id}]: it would run {name!r:.200}, which task_allow_from_message does not name"
+            )
+            return self._unreadable(delivery, message, refusal, "not_allowed")
         if delivery.verdict is not None:
             return self._verdicts.sentence(delivery, call, self._plan(call.task), reserved_at)
         plan = self._plans.get(call.task) or self._plan(call.task)
@@ -80,8 +91,10 @@ class Admission:
             early = self._timing(delivery, call, plan)
             if early is not None:
                 return early
-        if call.chord is not None:
-            return self._unsupported_chord(delivery, call)
+        self._received(delivery, call)
+        return Execution(delivery=delivery, call=call, task=plan, reserved_at=reserved_at)
+
+    def _received(self, delivery: Delivery, call: Call) -> None:
         if logger.isEnabledFor(logging.INFO):
             shadow = call.headers.get("shadow")
             logger.info(
@@ -89,7 +102,6 @@ class Admission:
             )
         if signals.task_received.receivers:
             signals.task_received.send(sender=self._hostname, request=self._context(call, delivery))
-        return Execution(delivery=delivery, call=call, task=plan, reserved_at=reserved_at)
 
     def _plan(self, name: str) -> TaskPlan | None:
         plan = self._plans.get(name)
@@ -105,8 +117,12 @@ class Admission:
 
     # -- deliveries that do not run ------------------------------------------------------------------------------
 
-    def _unreadable(self, delivery: Delivery, message: Message | None, error: Exception) -> Settlement:
-        if isinstance(error, ContentDisallowed):
+    def _unreadable(
+        self, delivery: Delivery, message: Message | None, error: Exception, reason: str = ""
+    ) -> Settlement:
+        if reason:
+            pass
+        elif isinstance(error, ContentDisallowed):
             reason = "content_disallowed"
         elif isinstance(error, InvalidTaskError):
             reason = "invalid_task"
@@ -117,8 +133,20 @@ class Admission:
         detail = one_line(error)
         logger.error("Message from %s is kept as a dead letter (%s): %s", delivery.queue, reason, detail)
         # Where messages are signed, one that is not may name any task's id: it must not end the other's result.
-        record = None if "auth" in self._accept else self._records.of_orphan(message, error)
-        return Settlement(delivery=delivery, how=Dead(reason, detail), result=record)
+        forged = isinstance(error, SecurityError) or "auth" in self._accept
+        record = None if forged else self._records.of_orphan(message, error)
+        return Settlement(
+            delivery=delivery, how=Dead(reason, detail, kept=self._kept(delivery, message)), result=record
+        )
+
+    def _kept(self, delivery: Delivery, message: Message | None) -> bytes | None:
+        """Return what is kept in place of a message that is too large or no message at all; None for all others.
+
+        One of a fair size that cannot be read *here* is kept whole: a worker that was put right may read it.
+        """
+        if message is not None:
+            return remains(delivery.raw, message) if len(message.body) > self._max_size else None
+        return remains(delivery.raw, None) if len(delivery.raw) > KEPT else None
 
     def _unknown(self, delivery: Delivery, message: Message, call: Call, reserved_at: float) -> Execution | Settlement:
         """Let a message wait for a worker that knows its task; after the last pause it is a dead letter.
@@ -167,10 +195,6 @@ class Admission:
             Condemned(delivery=delivery, call=call, task=None, reserved_at=reserved_at, error=error, how=how)
         )
 
-    def _unsupported_chord(self, delivery: Delivery, call: Call) -> Settlement:
-        logger.error("Task %s[%s] is part of a chord, which this version cannot complete", call.task, call.id)
-        return Settlement(delivery=delivery, how=Dead("chord", "members of chords are not supported yet"))
-
     def _timing(self, delivery: Delivery, call: Call, plan: TaskPlan) -> Settlement | None:
         now = self._clock.now()
         expires = _moment(call.expires)
@@ -184,15 +208,17 @@ class Admission:
         return None
 
     def _expired(self, delivery: Delivery, call: Call, plan: TaskPlan) -> Settlement:
-        logger.info("Discarding revoked task: %s[%s]", call.task, call.id)
+        self._received(delivery, call)
+        request_logger.info("Discarding revoked task: %s[%s]", call.task, call.id)
         context = self._context(call, delivery)
         if signals.task_revoked.receivers:
             signals.task_revoked.send(sender=plan.task, request=context, terminated=False, signum=None, expired=True)
-        record = None
+        record, error = None, TaskRevokedError("expired")
         if not self._records.ignores(plan.task, call):
-            record = self._records.failure(call, TaskRevokedError("expired"), None, context, states.REVOKED)
+            record = self._records.failure(call, error, None, context, states.REVOKED)
         kept = Dead("expired", f"it was to start before {call.expires}") if plan.task.dead_letter_expired else ACK
-        return Settlement(delivery=delivery, how=kept, result=record)
+        fall = self._records.downfall(call, error, None, states.REVOKED)
+        return Settlement(delivery=delivery, how=kept, result=record, **fall)
 
 
 def one_line(error: object) -> str:

@@ -153,7 +153,9 @@ class Enforcer:
             control_logger.info("Terminating %s (%s)", execution.task_id, name)
             termination.token, termination.asked_at = execution.token, now
             termination.until = max(termination.until, now + TERMINATE_GRACE + 1.0)
-            place.send(Terminate(execution.task_id, termination.signum))
+            # A process that is killed anyway must not end its task by itself first: nobody would hear of the revoke.
+            if termination.signum != signal.SIGKILL or not self._plan.forks:
+                place.send(Terminate(execution.task_id, termination.signum))
         if not self._plan.forks:
             if first:
                 return

@@ -26,14 +26,16 @@ from typing import Any
 
 import msgspec
 
+from umbel.bell import Bell
 from umbel.exceptions import LeaseLost, OperationalError
 from umbel.interfaces import Consumer, Execution, Executor, Outcome, Settlement
 from umbel.tracing import in_body
+from umbel.worker.around import wrapped
+from umbel.worker.door import Door
 from umbel.worker.holding import Hold
 from umbel.worker.keeper import Keeper
 from umbel.worker.limits import GRACE, LimitBook, Limiter, Limits
 from umbel.worker.readahead import ReadAhead
-from umbel.worker.revoked import discarded
 from umbel.worker.runner import TaskRunner
 from umbel.worker.slots import Slot
 
@@ -73,10 +75,12 @@ class Engine:
         options: EngineOptions,
         slot: Slot | None = None,
         limiter: Limiter | None = None,
+        door: Door | None = None,
     ) -> None:
         self._consumer = consumer
         self._executor = executor
         self._runner = runner
+        self._wrapped = wrapped(runner, app.middlewares)
         self._options = options
         self._slot = slot
         self._inline = executor.features.inline
@@ -92,13 +96,20 @@ class Engine:
         self._limiter = limiter or Limiter()
         self._free_entries = deque(range(slot.capacity)) if slot is not None and not self._inline else deque()
         self._entries: dict[str, int] = {}
+        self._bell = Bell()
         self._woken = False
         self._stop_by: float | None = None
         self._ended = ""
         self._processed = 0
         self.totals: Counter[str] = Counter()
-        #: Ids that must not be started. Replaced, never changed, by whoever reads the revocations.
-        self.revoked: frozenset[str] = frozenset()
+        #: What must not start now; its setters may be called from any thread.
+        self.door = door or Door(runner)
+        # What others want is written by them and taken up by the engine's thread, which compares and does not clear:
+        # what is wanted meanwhile is found the next time.
+        self._queues_wanted: Sequence[str] | None = None
+        self._queues_taken: Sequence[str] | None = None
+        self._size_wanted: int | None = None
+        self._size_taken: int | None = None
         if slot is not None:
             self._hold.settled = self._settled
             if self._inline:
@@ -113,12 +124,44 @@ class Engine:
         if self._stop_by is None or deadline < self._stop_by:
             self._stop_by = deadline
         self._keeper.stop()
-        self._consumer.wake()
+        self._wake()
 
     def retire(self, reason: str) -> None:
         """End like :meth:`stop` without a timeout, and have ``run`` return this reason. From any thread."""
         self._ended = self._ended or reason
-        self._consumer.wake()
+        self._wake()
+
+    def watch(self, queues: Sequence[str]) -> None:
+        """Read these queues from now on. From any thread."""
+        self._queues_wanted = tuple(queues)
+        self._wake()
+
+    def resize(self, concurrency: int) -> None:
+        """Run so many at once from now on. From any thread."""
+        self._size_wanted = concurrency
+        self._wake()
+
+    def _take_up(self) -> None:
+        """Do what was asked for by :meth:`watch` and :meth:`resize`."""
+        size = self._size_wanted
+        if size is not None and size != self._size_taken:
+            # Not from their thread: what is reserved for a slot that goes would find none.
+            self._executor.resize(size)
+            self._size_taken = size
+        queues = self._queues_wanted
+        if queues is not None and queues is not self._queues_taken:
+            try:
+                self._consumer.watch(queues)
+            except NotImplementedError:
+                # The next process starts with them.
+                self._ended = self._ended or "queues"
+            else:
+                self._hold.leave(queues)
+            self._queues_taken = queues
+
+    def forget_limits(self) -> None:
+        """Ask the tasks for their time limits again. From any thread."""
+        self._limits = LimitBook(soft=self._options.soft_time_limit, hard=self._options.time_limit)
 
     def interrupt(self, task_id: str, error: BaseException) -> bool:
         """Raise the error in a running task; return whether the task runs and could be asked. From any thread."""
@@ -147,7 +190,7 @@ class Engine:
 
         Afterwards nothing is held but what did not finish in time, and that was given back too.
         """
-        self._executor.start(self._runner, self._done)
+        self._executor.start(self._wrapped, self._done)
         if self._inline:
             self._keeper.start()
         step = self._step_inline if self._inline else self._step_beside
@@ -158,6 +201,7 @@ class Engine:
                     if not bound:
                         self._hold.bind()
                         bound = True
+                    self._take_up()
                     step()
                     delay = 0.05
                 except LeaseLost as error:
@@ -186,8 +230,8 @@ class Engine:
                     self._idle()
                 return
         execution = hold.ready.popleft()
-        if self.revoked and execution.call.id in self.revoked:
-            hold.add(discarded(self._runner, execution))
+        if self.door.watched and (ending := self.door.stop(execution)) is not None:
+            hold.add(ending)
             return
         # A message that was delivered before may kill its worker again: nothing else shares its fate.
         suspect = execution.delivery.count > 1
@@ -313,16 +357,18 @@ class Engine:
         for execution in held:
             self._running[execution.delivery.tag] = execution
             self._executor.submit(execution)
-        if not starts and not hold.pending and not self._finished:
+        if starts or hold.pending or self._finished:
+            return
+        if free > 0:
             self._idle()
+        else:
+            # Messages that nobody is free for would end the consumer's wait at once.
+            self._pause(self._options.give_back_after if hold.ready else IDLE_WAIT)
 
     def _admitted(self, starts: Sequence[Execution]) -> Sequence[Execution]:
         """Write down what starts, with what stands around it; leave out what must not start."""
-        if self.revoked:
-            for execution in starts:
-                if execution.call.id in self.revoked:
-                    self._hold.add(discarded(self._runner, execution))
-            starts = [execution for execution in starts if execution.call.id not in self.revoked]
+        if self.door.watched:
+            starts = self._let_in(starts)
         for at, execution in enumerate(starts):
             started = time.monotonic()
             limits = self._limits.of(execution)
@@ -332,17 +378,40 @@ class Engine:
                 return starts[:at]
         return starts
 
+    def _let_in(self, starts: Sequence[Execution]) -> Sequence[Execution]:
+        allowed = []
+        for execution in starts:
+            ending = self.door.stop(execution)
+            if ending is None:
+                allowed.append(execution)
+            else:
+                self._hold.add(ending)
+        return allowed
+
     def _idle(self) -> None:
         if self._slot is not None:
             self._slot.beat(time.monotonic())
         self._consumer.wait(IDLE_WAIT)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for an outcome, or for an order."""
+        if self._slot is not None:
+            self._slot.beat(time.monotonic())
+        self._bell.wait(seconds)
+        # Before anything is looked at: what rings from here on has either been written down, or rings for the next.
+        self._bell.clear()
+
+    def _wake(self) -> None:
+        """End a wait of either kind, or the next one."""
+        self._bell.set()
+        self._consumer.wake()
 
     def _done(self, execution: Execution, outcome: Outcome) -> None:
         self._finished.append((execution, outcome))
         if not self._inline and not self._woken:
             # One wake-up serves every outcome until the engine looks.
             self._woken = True
-            self._consumer.wake()
+            self._wake()
 
     def _collect(self) -> None:
         """Turn outcomes into pending settlements."""
@@ -368,16 +437,20 @@ class Engine:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Give back what has not started, wait for what runs, settle everything."""
-        if not self._persist(self._hold.give_back):
-            return
-        while not self._inline and self._running and time.monotonic() < self._deadline():
+        """Give back what has not started, wait for what runs, settle everything.
+
+        A broker that is away ends none of this: it may be back before what runs has ended.
+        """
+        held = self._persist(self._hold.give_back)
+        while held and not self._inline and self._running and time.monotonic() < self._deadline():
+            self._woken = False
             self._collect()
-            self._persist(self._hold.settle)
+            held = self._persist(self._hold.settle)
             if self._running and not self._finished:
-                self._woken = False
-                self._consumer.wait(min(0.25, max(0.0, self._deadline() - time.monotonic())))
+                self._pause(min(0.25, max(0.0, self._deadline() - time.monotonic())))
         unfinished = self._executor.stop(timeout=max(0.0, min(self._deadline() - time.monotonic(), 0.1)))
+        if not held:
+            return
         self._collect()
         for execution in unfinished:
             self._hold.add(self._runner.unfinished(execution))
@@ -387,7 +460,10 @@ class Engine:
         return time.monotonic() + FOREVER if self._stop_by is None else self._stop_by
 
     def _persist(self, action: Callable[[], object]) -> bool:
-        """Do a last step although the broker may be away for a moment; the supervisor's release is the net."""
+        """Do a last step although the broker may be away for a moment; the supervisor's release is the net.
+
+        Returns whether what is held is still ours.
+        """
         for attempt in range(5):
             try:
                 action()
@@ -398,8 +474,8 @@ class Engine:
                 logger.warning("consumer: Connection to broker lost while stopping (%s).", error)
                 time.sleep(0.1 * 2**attempt)
             else:
-                return True
-        return False
+                break
+        return True
 
 
 def _rss_kib() -> int:

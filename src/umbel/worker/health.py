@@ -1,7 +1,8 @@
 """Whether a worker is alive and consuming, for probes: a small file, and a port if one was asked for.
 
-The supervisor tells :class:`Health` once a second how things are. What it said last, and when, is all that a probe is
-told: a supervisor that hangs grows old, and an old word is as bad as a bad one.
+The supervisor tells :class:`Health` once a second how things are; in a worker of one process a :class:`Watch` does.
+What was said last, and when, is all that a probe is told: a supervisor that hangs grows old, and an old word is as bad
+as a bad one.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from umbel.exceptions import ImproperlyConfigured
+from umbel.metrics.text import CONTENT_TYPE
+from umbel.worker.slots import Slot
 
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
-
-    from umbel.worker.place import Place
 
 #: Seconds after which a worker that has said nothing counts as dead.
 STALE: Final = 15.0
@@ -40,6 +41,30 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     problems: Sequence[str] = ()
     processes: int = 0
     running: int = 0
+
+
+class Process(Protocol):
+    """A process that is looked at: a place of the supervisor, or :class:`Seen`."""
+
+    @property
+    def index(self) -> int:
+        """Its number, from 0."""
+
+    @property
+    def slot(self) -> Slot:
+        """What it does."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has begun to look for work."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A process that is the whole worker."""
+
+    index: int
+    slot: Slot
+    ready: bool
 
 
 def run_folder() -> Path:
@@ -60,8 +85,12 @@ def heartbeat_file(node: str) -> Path:
 class Health:
     """Keeps the last word of one worker. :meth:`say` is for the supervisor's loop, the rest for its start and end."""
 
-    def __init__(self, node: str, address: str | None = None) -> None:
-        """``address`` is the port, or host and port, of the probes; None for no port. Opens nothing."""
+    def __init__(self, node: str, address: str | None = None, page: Callable[[bool], str] | None = None) -> None:
+        """``address`` is the port, or host and port, of the probes; None for no port. Opens nothing.
+
+        ``page`` makes what ``/metrics`` answers, from whether the worker consumes; it is called in any thread.
+        """
+        self.page = page
         self._file = heartbeat_file(node)
         self._address = parse_address(address) if address else None
         self._last = Condition(node=node, pid=os.getpid(), problems=("starting",))
@@ -83,7 +112,7 @@ class Health:
         """The port that is open."""
         return self._server.server_address[1] if self._server is not None else None
 
-    def look(self, places: Sequence[Place], *, away: bool, stopping: bool) -> None:
+    def look(self, processes: Sequence[Process], *, away: bool, stopping: bool) -> None:
         """Look at the processes and say what was seen. Cheap to call often: it looks once a second."""
         now = time.monotonic()
         if now < self._look_at:
@@ -93,24 +122,23 @@ class Health:
         if away:
             problems.append("the broker is away")
         running = 0
-        for place in places:
-            busy = len(place.running()) if place.pid else 0
+        for process in processes:
+            busy = len(process.slot.running()) if process.ready else 0
             running += busy
-            if not stopping and (trouble := self._trouble(place, busy, now)):
-                problems.append(f"process {place.index + 1} {trouble}")
-        self.say(
-            Condition(node=self._last.node, pid=os.getpid(), problems=problems, processes=len(places), running=running)
-        )
+            if not stopping and (trouble := self._trouble(process, busy, now)):
+                problems.append(f"process {process.index + 1} {trouble}")
+        node, many = self._last.node, len(processes)
+        self.say(Condition(node=node, pid=os.getpid(), problems=problems, processes=many, running=running))
 
-    def _trouble(self, place: Place, busy: int, now: float) -> str:
-        if not place.ready:
+    def _trouble(self, process: Process, busy: int, now: float) -> str:
+        if not process.ready:
             return "is being started"
-        processed = place.slot.processed()
-        if busy or processed != self._processed.get(place.index):
+        processed = process.slot.processed()
+        if busy or processed != self._processed.get(process.index):
             # What runs may take as long as it likes; time limits and stuck_after are there to end it.
-            self._processed[place.index], self._moved_at[place.index] = processed, now
+            self._processed[process.index], self._moved_at[process.index] = processed, now
             return ""
-        quiet = now - max(place.slot.beat_at, self._moved_at.get(place.index, now))
+        quiet = now - max(process.slot.beat_at, self._moved_at.get(process.index, now))
         return f"has not looked for work for {quiet:.0f} s" if quiet > _QUIET else ""
 
     def say(self, condition: Condition) -> None:
@@ -146,6 +174,35 @@ class Health:
             fresh.replace(self._file)
 
 
+class Watch:
+    """Has ``look`` called once a second in a thread of its own, while a worker of one process works in another.
+
+    A task that does not let go of the interpreter stops this thread too, and probes get no answer.
+    """
+
+    def __init__(self, health: Health, look: Callable[[], None]) -> None:
+        self._health = health
+        self._look = look
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="umbel-watch", daemon=True)
+
+    def start(self) -> None:
+        """Open the port and begin. Raises :exc:`ImproperlyConfigured` if the port cannot be had."""
+        self._health.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End, and take away the port and the file. A second call does nothing."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._health.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_EVERY):
+            self._look()
+
+
 def _own(folder: Path) -> None:
     """Make the folder; ``OSError`` if it is somebody else's, who could then say that we are well."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -177,13 +234,18 @@ def _serve(health: Health, address: tuple[str, int]) -> ThreadingHTTPServer:
                 self._answer(alive, condition)
             elif self.path == "/readyz":
                 self._answer(alive and not condition.problems, condition)
+            elif self.path == "/metrics" and health.page is not None:
+                self._send(200, CONTENT_TYPE, health.page(alive and not condition.problems).encode())
             else:
-                self.send_error(404, explain="There are /livez and /readyz.")
+                self.send_error(404, explain="There are /livez, /readyz and /metrics.")
 
         def _answer(self, well: bool, condition: Condition) -> None:
             body = json.dumps({"ok": well, **msgspec.to_builtins(condition)}).encode()
-            self.send_response(200 if well else 503)
-            self.send_header("Content-Type", "application/json")
+            self._send(200 if well else 503, "application/json", body)
+
+        def _send(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()

@@ -21,15 +21,22 @@ from typing import Any
 import msgspec
 
 from umbel import signals
+from umbel.bell import Bell
 from umbel.exceptions import CeleryError, OperationalError, Terminated
 from umbel.revoking import Revocation
-from umbel.worker.connecting import connect
+from umbel.worker.base import Worker
+from umbel.worker.desk import InProcessDesk
+from umbel.worker.door import Door
 from umbel.worker.engine import Engine
 from umbel.worker.executors import make_executor
+from umbel.worker.health import Seen, Watch
 from umbel.worker.leases import LeaseKeeper
 from umbel.worker.limits import Limiter, unenforceable
+from umbel.worker.orders import Obedience, Orders
 from umbel.worker.plan import WorkerPlan, make_plan
 from umbel.worker.process import dump_stacks
+from umbel.worker.remote import Remote
+from umbel.worker.reporting import Reporter
 from umbel.worker.runner import TaskRunner
 from umbel.worker.shutdown import RELEASE_TIME, SHUTDOWN_SIGNALS, Shutdown
 from umbel.worker.slots import LOST, SlotTable, boot_time
@@ -40,64 +47,73 @@ _RETRY_REGISTER = 1.0
 _KILL_GRACE = 0.5
 
 
-class InProcessWorker:
+class InProcessWorker(Worker):
     """A whole worker in this process. ``run`` blocks; ``stop`` may be called from any thread and from a handler."""
 
-    def __init__(self, app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[], None] | None = None) -> None:
-        """Prepare; nothing is started. ``url`` is for the log, masked; ``before_start`` runs once connected."""
-        self._app = app
-        self._plan = plan
-        self._url = url
-        self._before_start = before_start
+    def __init__(
+        self,
+        app: Any,
+        plan: WorkerPlan,
+        url: str,
+        *,
+        before_start: Callable[[], None] | None = None,
+        probed: bool = True,
+    ) -> None:
+        """Prepare; nothing is started. ``probed`` says whether probes can ask how this worker is."""
+        super().__init__(app, plan, url, before_start=before_start)
         self._engine: Engine | None = None
-        self._keeper: LeaseKeeper | None = None
         self._consumer_id: str | None = None
-        self._stopping = threading.Event()
+        self._stopping = Bell()
         self._stop_by: float | None = None
         self._slot = SlotTable(1, plan.slot_capacity)[0]
+        self._desk = InProcessDesk(app, plan, self._shared, self, self._slot)
+        self._remote = Remote(self._desk)
+        self._reporter = Reporter(app, plan.hostname, self._shared)
+        self._obedience: Obedience | None = None
         self._totals: Counter[str] = Counter()
-        self._started_at = time.time()
+        self._watch = Watch(self._health, self._look) if probed else None
         self.ready = threading.Event()
-
-    @property
-    def hostname(self) -> str:
-        """The node name."""
-        return self._plan.hostname
 
     def run(self) -> bool:
         """Work until stopped; return whether everything was given back or finished.
 
         Raises :exc:`OperationalError` if the broker cannot be reached at the start.
         """
-        broker = connect(self._app, self._plan, self._url, self._stopping)
-        if broker is None:
+        if self._watch is not None:
+            self._watch.start()
+        try:
+            return self._run()
+        finally:
+            self.unwatch()
+
+    def _run(self) -> bool:
+        keeper = self._open(self._stopping)
+        if keeper is None:
             return True
-        if self._before_start is not None:
-            self._before_start()
-        self._keeper = LeaseKeeper(
-            broker,
-            self._plan,
-            backend=self._app.backend,
-            presence=self.describe,
-            renewed=self._renewed,
-            lost=lambda ids: self._slot.renewed(LOST),
-            revoked=self._on_revoked,
-        )
-        self._keeper.start()
-        signals.worker_process_init.send(sender=None)
+        # Before the first message: it must not fetch what is paused.
+        self._on_paused()
+        signals.worker_process_init.send(sender=self._plan.hostname)
         try:
             while not self._stopping.is_set():
-                self._serve(broker)
+                self._serve(keeper)
         finally:
+            self._hush()
+            self._reporter.close()
+            self._remote.close()
+            if self._beat is not None:
+                self._beat.join()
             clean = self.give_back()
-            signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+            signals.worker_process_shutdown.send(sender=self._plan.hostname, pid=os.getpid(), exitcode=0)
             signals.worker_shutdown.send(sender=self)
         return clean
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop reserving and end when what runs has ended, or after ``timeout`` seconds. A later call can hasten."""
-        self._stop_by = None if timeout is None else time.monotonic() + timeout
+        if timeout is not None:
+            until = time.monotonic() + timeout
+            self._stop_by = until if self._stop_by is None else min(until, self._stop_by)
         self._stopping.set()
+        self._hush()
         engine = self._engine
         if engine is not None:
             engine.stop(timeout)
@@ -107,42 +123,55 @@ class InProcessWorker:
         keeper, self._keeper = self._keeper, None
         return keeper is None or keeper.close(RELEASE_TIME)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what others may know about this worker."""
-        plan, engine = self._plan, self._engine
-        totals = self._totals + Counter(dict(engine.totals) if engine is not None else {})
-        return {
-            "hostname": plan.hostname,
-            "pid": os.getpid(),
-            "pool": plan.pool,
-            "concurrency": plan.total,
-            "queues": [queue.name for queue in plan.queues],
-            "started_at": self._started_at,
-            "total": dict(totals),
-        }
+    def unwatch(self) -> None:
+        """Tell probes nothing more: this worker ends. A second call does nothing."""
+        if self._watch is not None:
+            self._watch.close()
 
-    def _serve(self, broker: Any) -> None:
+    def totals(self) -> Counter[str]:
+        """Return how many executions of each task have ended."""
+        engine = self._engine
+        return self._totals + Counter(dict(engine.totals) if engine is not None else {})
+
+    def _look(self) -> None:
+        keeper = self._keeper
+        seen = Seen(index=0, slot=self._slot, ready=self.ready.is_set())
+        self._health.look([seen], away=keeper is not None and keeper.away, stopping=self._stopping.is_set())
+
+    def _serve(self, keeper: LeaseKeeper) -> None:
         """Run one engine on one consumer id until it ends."""
-        plan, keeper = self._plan, self._keeper
-        assert keeper is not None
+        plan = self._plan
         consumer_id = self._register(keeper)
         if consumer_id is None:
             return
-        consumer = broker.consumer(consumer_id, [queue.name for queue in plan.queues])
-        executor = make_executor(plan.pool, plan.concurrency)
+        orders = self._desk.orders
+        queues = [queue.name for queue in plan.queues] if orders.queues is None else orders.queues
+        consumer = self._app.broker.consumer(consumer_id, queues)
+        executor = make_executor(plan.pool, orders.concurrency or plan.concurrency)
+        runner = TaskRunner(self._app, hostname=plan.hostname)
         in_main = threading.current_thread() is threading.main_thread()
         engine = Engine(
             self._app,
             consumer=consumer,
             executor=executor,
-            runner=TaskRunner(self._app, hostname=plan.hostname),
+            runner=runner,
             # There is no process to replace: what these are for would not be gained.
             options=msgspec.structs.replace(plan.engine_options(), max_tasks=None, max_memory=None, supervised=False),
             slot=self._slot,
             # SIGUSR1 is for the stacks here. In a test's thread there is no signal to be had.
             limiter=Limiter(signal.SIGUSR2 if executor.features.inline and in_main else None),
+            door=Door(runner, self._shared),
         )
-        engine.revoked = keeper.revoked
+        engine.door.revoke(keeper.revoked)
+        obedience = Obedience(self._app, engine, self._reporter)
+
+        def take() -> None:
+            obedience.take(orders, first=True)
+            self._obedience = obedience
+            # Those that came meanwhile.
+            obedience.take(self._desk.orders)
+
+        self._desk.change(take)
         self._engine = engine
         if self._stopping.is_set():
             # Asked between the registration and now, when there was no engine to tell.
@@ -154,7 +183,7 @@ class InProcessWorker:
         try:
             engine.run()
         finally:
-            self._engine = None
+            self._engine = self._obedience = None
             self._totals = self._totals + Counter(engine.totals)
             keeper.release(consumer_id)
             consumer.close()
@@ -163,16 +192,39 @@ class InProcessWorker:
         if self._consumer_id in ids:
             self._slot.renewed(valid_until)
 
+    def _lost(self, ids: Collection[str]) -> None:
+        self._slot.renewed(LOST)
+
     def _on_revoked(self, revocations: Sequence[Revocation]) -> None:
         keeper, engine = self._keeper, self._engine
         if keeper is None or engine is None:
             return
-        engine.revoked = keeper.revoked
+        engine.door.revoke(keeper.revoked)
         for revocation in revocations:
             if revocation.terminate:
-                error = Terminated(int(getattr(signal, revocation.signal, signal.SIGTERM)))
-                for id in revocation.ids:
-                    engine.interrupt(id, error)
+                self.terminate(revocation.ids, int(getattr(signal, revocation.signal, signal.SIGTERM)))
+
+    def _on_paused(self) -> None:
+        self._desk.change(self._desk.heed)
+
+    @property
+    def consumer_id(self) -> str | None:
+        """The id under which messages are held now."""
+        return self._consumer_id
+
+    def obey(self, orders: Orders) -> None:
+        """Carry out orders of remote control; what starts later reads them from the desk."""
+        obedience = self._obedience
+        if obedience is not None:
+            obedience.take(orders)
+
+    def terminate(self, ids: Collection[str], signum: int) -> None:
+        """End these tasks if they run here."""
+        engine = self._engine
+        if engine is None:
+            return
+        for id in ids:
+            engine.interrupt(id, Terminated(signum))
 
     def _register(self, keeper: LeaseKeeper) -> str | None:
         while not self._stopping.is_set():
@@ -233,6 +285,7 @@ def _guard(worker: InProcessWorker, shutdown: Shutdown, received: socket.socket)
                 # The task that runs cannot be ended without its process. What it held must go back first, for
                 # afterwards nobody is there to do it; until the next line it may run twice for some milliseconds.
                 worker.give_back()
+                worker.unwatch()
                 logging.shutdown()
                 os._exit(shutdown.exit_code)
             numbers = received.recv(4096)
@@ -276,7 +329,8 @@ def start_worker(
     if unkept:
         # A test is no reason to change the tasks; the command refuses to start.
         logger.warning("This worker cannot keep everything: %s", unkept)
-    worker = InProcessWorker(app, plan, "the broker of the test")
+    # Without a port nobody will ask, and the file would be that of every test at once.
+    worker = InProcessWorker(app, plan, "the broker of the test", probed=plan.health_port is not None)
     failures: list[BaseException] = []
 
     def work() -> None:

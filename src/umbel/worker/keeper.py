@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from umbel.bell import Bell
 from umbel.exceptions import LeaseLost, OperationalError
 from umbel.worker.holding import Hold
 
@@ -26,9 +27,10 @@ class Keeper:
         self._since = 0.0  # when the task that runs was entered; 0 while none runs
         self._entered = 0
         self._refill = 0
-        self._awake = threading.Event()
+        self._awake = Bell()
         self._stopping = False
         self._closed = False
+        self._rest = 0.0  # seconds to wait after the broker could not be reached
 
     def start(self) -> None:
         """Start the thread."""
@@ -63,16 +65,27 @@ class Keeper:
         while not self._closed:
             if not self._since and self._entered == entered:
                 # Nothing ran for a whole window. Sooner would wake this thread for each of many short tasks.
-                self._awake.clear()
-                # Between the test and the clear a task may have been entered, or the end been announced.
-                if self._entered == entered and not self._closed:
-                    self._awake.wait()
+                self._sleep(entered)
             entered = self._entered
             time.sleep(self._window)
+            if (since := self._since) and (rest := since + self._window - time.monotonic()) > 0:
+                # It was entered meanwhile. A whole window more could make it twice as late.
+                time.sleep(rest)
             since = self._since
             late = since and time.monotonic() - since >= self._window
             if late and (self._hold.pending or self._hold.ready or self._refill):
                 self._attend()
+                time.sleep(self._rest)
+            elif late:
+                # Nothing more can come up before this task has ended, and that may take an hour.
+                self._sleep(entered)
+
+    def _sleep(self, entered: int) -> None:
+        """Wait until a task is entered after that one, or the end is announced."""
+        self._awake.clear()
+        # Before the clear a task may have been entered, or the end been announced.
+        if self._entered == entered and not self._closed:
+            self._awake.wait()
 
     def _attend(self) -> None:
         if not self._lock.acquire(timeout=0.001):
@@ -83,10 +96,12 @@ class Keeper:
             refill, self._refill = self._refill, 0
             self._hold.take(0 if self._stopping or self._hold.ready else refill)
             self._hold.give_back_stale(0.0 if self._stopping else self._give_back_after)
+            self._rest = 0.0
         except LeaseLost:
             # The engine's own next call meets it too, and ends there.
             self._hold.forget()
         except OperationalError as error:
+            self._rest = min(max(self._rest * 2, 0.05), 1.0)
             logger.debug("the keeper will try again: %s", error)
         finally:
             self._lock.release()

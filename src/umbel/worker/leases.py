@@ -16,17 +16,21 @@ from typing import Any
 
 import msgspec
 
-from umbel.exceptions import BackendError, LeaseLost, OperationalError
+from umbel.exceptions import BackendError, DecodeError, LeaseLost, OperationalError
 from umbel.interfaces import REQUEUE, Broker, Delivery, Leases, Settlement, Store, Suspect, Verdict
-from umbel.revoking import Revocation, Revocations
+from umbel.pausing import Paused, Pauses
+from umbel.queues import PRESENCE as PRESENCE  # noqa: PLC0414 - others look for it here
+from umbel.retry import spread
+from umbel.revoking import HeardRevocations, Revocation, Revocations, RevokedTasks
 from umbel.worker.plan import WorkerPlan
 from umbel.worker.slots import ASKED, RECALLED, SETTLING, Slot, boot_time
 
 logger = logging.getLogger("celery.worker.consumer")
 
-PRESENCE = "worker:"
 _RETRY_EVERY = 1.0
 _EXPIRE_EVERY = 60.0
+_EXPIRE_BATCH = 500
+_EXPIRE_PAUSE = 0.05  # seconds between two batches, so that others write too
 _REVOKED_EVERY = 1.0
 _FORGET_EVERY = 600.0
 _KERNEL_SWEEP = 1.0
@@ -58,12 +62,14 @@ class LeaseKeeper:
         renewed: Callable[[float, Collection[str]], None] | None = None,
         lost: Callable[[Collection[str]], None] | None = None,
         revoked: Callable[[Sequence[Revocation]], None] | None = None,
+        paused: Callable[[], None] | None = None,
+        audit: Callable[[], None] | None = None,
     ) -> None:
         """Prepare; nothing runs until :meth:`start`.
 
         ``presence`` describes the worker for others to read; ``renewed`` hears the boot time until which the leases
         of these ids surely hold, ``lost`` which ids have been taken over, and ``revoked`` what was revoked since it
-        was last told.
+        was last told; ``paused`` hears that :attr:`paused` has changed; ``audit`` looks for chords that were left.
         They are called in the keeper's thread.
         """
         self._broker = broker
@@ -73,17 +79,27 @@ class LeaseKeeper:
         self._renewed = renewed
         self._lost = lost
         self._tell_revoked = revoked
-        self._revocations: Revocations | None = None
+        self._tell_paused = paused
+        self._audit = audit
+        self._pauses: Pauses | None = None
+        self._revocations: Revocations | HeardRevocations | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ids: set[str] = set()
         self._to_release: dict[str, Ending] = {}
+        self._kept: set[str] = set()  # those of them whose failure was told
         self._seen: dict[str, tuple[int, float]] = {}  # suspect -> its beat, and when that was first seen
-        # Seconds between two looks for the dead; where the kernel says who is dead, looking is cheap.
+        # Seconds between two looks for the dead, more or less, for a fleet may have been started at one moment. Where
+        # the kernel says who is dead, looking is cheap.
         kernel = broker.features.lease == "kernel"
         self._sweep_every = min(plan.lease_sweep, _KERNEL_SWEEP) if kernel else plan.lease_sweep
         self._back_at = 0.0  # when the broker could be reached again after it could not
         self._down = False
+        self._slept = boot_time() - time.monotonic()  # seconds for which this machine was suspended so far
         self._forget_at = 0.0
+        self._borrowed = False  # whether revocations are in the store of the results, which may be away by itself
+        self._missed = False
+        #: What was revoked, where no store keeps it.
+        self.heard: HeardRevocations | None = None
         self._leases: Leases | None = None
         self._store: Store | None = None
         self._next = dict.fromkeys(("renew", "sweep", "expire", "revoked"), 0.0)
@@ -95,17 +111,36 @@ class LeaseKeeper:
         """Connect and start the thread. Raises :exc:`OperationalError` if the broker cannot be reached."""
         self._leases = self._broker.leases()
         self._store = self._broker.store()
-        if self._store is not None and self._tell_revoked is not None:
-            # Before the first process is started: what was revoked while nobody ran must not start.
-            self._revocations = Revocations(self._store)
-            self._revocations.read()
+        if self._tell_revoked is not None:
+            self._start_revocations()
         self._back_at = time.monotonic()
         self._thread.start()
 
+    def _start_revocations(self) -> None:
+        """Read before the first process is started: what was revoked or paused while nobody ran must not start."""
+        store = self._store
+        if store is None and self._backend is not None:
+            store, self._borrowed = self._backend.shared_store(), True
+        if store is None:
+            self._revocations = self.heard = HeardRevocations()
+            return
+        self._revocations = Revocations(store)
+        self._pauses = Pauses(store)
+        if self._borrowed:
+            self._look_for_news()
+        else:
+            self._revocations.read()
+            self._read_paused()
+
     @property
-    def revoked(self) -> frozenset[str]:
-        """The ids of the tasks that must not be started, as far as this worker knows."""
-        return self._revocations.ids if self._revocations is not None else frozenset()
+    def paused(self) -> Paused:
+        """The queues that nothing must be fetched from, as far as this worker knows."""
+        return self._pauses.paused if self._pauses is not None else {}
+
+    @property
+    def revoked(self) -> RevokedTasks:
+        """The tasks that must not be started, as far as this worker knows."""
+        return self._revocations.revoked if self._revocations is not None else RevokedTasks()
 
     @property
     def away(self) -> bool:
@@ -128,6 +163,20 @@ class LeaseKeeper:
     ) -> None:
         """Give back what a stopped process held, at once if the broker can be reached, else when it can."""
         self._jobs.put(lambda: self._give_back(id, Ending(started=started, verdicts=verdicts or {}, cause=cause)))
+
+    def look(self) -> Future[None]:
+        """Look for what is revoked and paused now; the future is done when what was found has been told."""
+        future: Future[None] = Future()
+        self._jobs.put(lambda: self._look(future))
+        return future
+
+    def _look(self, future: Future[None]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            self._look_for_news()
+        finally:
+            future.set_result(None)
 
     def recall(self, id: str, slot: Slot, queues: Sequence[str]) -> None:
         """Give back what a living process has reserved and not started, because it cannot do it itself."""
@@ -168,20 +217,26 @@ class LeaseKeeper:
 
     def _work(self, *, stopping: bool) -> None:
         try:
-            self._release_all()
             now = time.monotonic()
+            if (slept := boot_time() - now) > self._slept + 1.0:
+                # The machine was suspended: leases went on, our timers did not.
+                self._next["renew"] = 0.0
+            self._slept = slept
             if now >= self._next["renew"] and not stopping:
                 self._renew()
                 self._next["renew"] = now + self._plan.lease_heartbeat
+            # After the renewal: what cannot be given back must not cost the living their leases.
+            self._release_all()
             if now >= self._next["sweep"] and not stopping:
-                self._next["sweep"] = now + self._sweep_every
+                self._next["sweep"] = now + spread(self._sweep_every)
                 self._sweep()
+                if self._audit is not None:
+                    self._audit()
             if now >= self._next["expire"] and not stopping:
-                self._next["expire"] = now + _EXPIRE_EVERY
-                self._expire()
+                self._next["expire"] = now + (_EXPIRE_PAUSE if self._expire() else _EXPIRE_EVERY)
             if now >= self._next["revoked"] and not stopping:
                 self._next["revoked"] = now + _REVOKED_EVERY
-                self._look_for_revoked()
+                self._look_for_news()
         except OperationalError as error:
             if not self._down:
                 logger.warning(
@@ -245,8 +300,19 @@ class LeaseKeeper:
 
     def _release_all(self) -> None:
         for id, ending in list(self._to_release.items()):
-            moved = self._open.release(id, started=ending.started, verdicts=ending.verdicts, cause=ending.cause)
+            try:
+                moved = self._open.release(id, started=ending.started, verdicts=ending.verdicts, cause=ending.cause)
+            # A driver's defect too: the others come before it is tried again.
+            except Exception as error:
+                self._to_release[id] = self._to_release.pop(id)
+                self._next["renew"] = 0.0
+                if id not in self._kept:
+                    self._kept.add(id)
+                    known = isinstance(error, OperationalError)
+                    logger.warning("What a process held cannot be given back yet: %s", error, exc_info=not known)
+                return
             self._to_release.pop(id, None)
+            self._kept.discard(id)
             self._ids.discard(id)
             if moved:
                 logger.warning("Restoring %d unacknowledged message(s)", moved)
@@ -298,25 +364,51 @@ class LeaseKeeper:
         if moved:
             logger.warning("Restoring %d unacknowledged message(s) of %s", moved, suspect.node or suspect.id)
 
-    def _look_for_revoked(self) -> None:
+    def _look_for_news(self) -> None:
+        try:
+            self._read_revoked()
+            self._read_paused()
+            self._missed = False
+        except OperationalError as error:
+            if not self._borrowed:
+                raise
+            if not self._missed:
+                text = (
+                    "What was revoked cannot be read while the result backend is away, nor which queues are paused: %s"
+                )
+                logger.warning(text, error)
+            self._missed = True
+
+    def _read_revoked(self) -> None:
         revocations = self._revocations
         if revocations is None or self._tell_revoked is None:
             return
         now = time.monotonic()
-        forget = bool(revocations.ids) and now >= self._forget_at
+        forget = bool(revocations.revoked) and now >= self._forget_at
         if forget or revocations.changed():
             self._forget_at = now + _FORGET_EVERY
             new = revocations.read()
             if new or forget:
                 self._tell_revoked(new)
 
-    def _expire(self) -> None:
-        if self._backend is None:
+    def _read_paused(self) -> None:
+        if self._pauses is None or self._tell_paused is None:
             return
         try:
-            self._backend.expire()
+            if self._pauses.changed():
+                self._tell_paused()
+        except DecodeError as error:
+            logger.error("It stays as it was, because %s", error)
+
+    def _expire(self) -> bool:
+        """Delete a batch of results that are past their time; return whether more are left."""
+        if self._backend is None:
+            return False
+        try:
+            return bool(self._backend.expire(_EXPIRE_BATCH) >= _EXPIRE_BATCH)
         except (BackendError, OperationalError) as error:
             logger.warning("Old results could not be deleted: %s", error)
+            return False
 
     def _finish(self) -> None:
         try:

@@ -12,7 +12,6 @@ reach a task only when it comes back to the interpreter; a task that never does 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import logging
@@ -21,12 +20,16 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from umbel.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from umbel.interfaces import Execution
+
+if TYPE_CHECKING:
+    # Most workers run no coroutine, and it would cost each of them three megabytes.
+    import asyncio
 
 logger = logging.getLogger("celery.worker.request")
 
@@ -261,6 +264,8 @@ class Guard:
 
     async def run_async(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run the coroutine in this task of the loop and let errors in meanwhile."""
+        import asyncio
+
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
 
@@ -285,6 +290,7 @@ class Guard:
             raise error from None
         finally:
             self._close()
+            self._forget()
 
     def interrupt(self, error: BaseException) -> bool:
         """Raise the error in the body, if it runs; return whether that was asked for."""
@@ -328,13 +334,17 @@ class Guard:
         return lambda error: _raise_in(ident, type(error))
 
     def _open(self, send: Callable[[BaseException], None]) -> None:
-        self._send = send
-        if self.next_at != FOREVER:
-            self._limiter.watch(self)
+        # The lock keeps errors out until the end: one that arrived in `watch` could leave the limiter's own lock taken.
+        with self._lock:
+            if self.next_at != FOREVER:
+                self._limiter.watch(self)
+            self._send = send
 
     def _close(self) -> None:
         with self._lock:
             self._send = None
+
+    def _forget(self) -> None:
         if self._limits.soft or self._limits.hard:
             self._limiter.forget(self)
 
@@ -352,6 +362,8 @@ class Guard:
                 break
             except (SoftTimeLimitExceeded, TimeLimitExceeded, Terminated) as error:
                 late = error
+        # Only now: see `_open`.
+        self._forget()
         if late is not None:
             raise late
 
@@ -379,6 +391,8 @@ class _Raising:
 
     def throw(self, error: BaseException, *rest: Any) -> Any:
         """Raise in the coroutine: the guard's error instead of a cancellation that the guard asked for."""
+        import asyncio
+
         if isinstance(error, asyncio.CancelledError) and (wanted := self._guard.take_wanted()) is not None:
             self._task.uncancel()
             error = wanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from concurrent.futures import Future
 
 from umbel.interfaces import Verdict
 from umbel.retry import exponential_backoff
-from umbel.worker.process import Command, News, decode_news, encode_line
+from umbel.worker.process import Command, News, Stack, decode_news, encode_line
 from umbel.worker.slots import Slot, Started
 
 _BACKOFF_FIRST = 0.5
@@ -35,6 +34,7 @@ class Place:
         self.ready = False
         self.reason = ""
         self.stop_sent = False
+        self.dormant = False  # its process is to end, and no other to come, until the pool grows again
         self.killed = False
         self.verdicts: dict[str, Verdict] = {}
         self.doomed: dict[str, Verdict] = {}
@@ -42,8 +42,11 @@ class Place:
         self.seen: tuple[int, int] = (0, 0)
         self.moved_at = 0.0
         self.recalled = 0
+        self.obeyed = 0  # the number of the last question that was answered
+        self.stacks: Sequence[Stack] = ()  # and what it said of its threads, if it was asked that
         self.totals: dict[str, int] = {}
         self._buffer = b""
+        self._unsent = bytearray()
         self._started_at = 0.0
 
     @property
@@ -73,6 +76,7 @@ class Place:
         if self.sock is not None:
             self.sock.close()
         self.consumer, self.sock, self.pid, self._buffer = None, None, 0, b""
+        self._unsent.clear()
         self.ready, self.reason, self.totals = False, "", {}
         self.stop_sent = self.killed = False
         self.verdicts, self.doomed, self.counted, self.recalled = {}, {}, set(), 0
@@ -94,10 +98,21 @@ class Place:
         self.failures += 1
 
     def send(self, command: Command) -> None:
-        """Tell the process something, if it still listens."""
-        with contextlib.suppress(OSError):
-            if self.sock is not None:
-                self.sock.sendall(encode_line(command))
+        """Tell the process something, if it still listens; what it does not read yet, :meth:`flush` sends later."""
+        if self.sock is not None:
+            self._unsent += encode_line(command)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what could not be sent before. Never waits: a process that C code holds reads nothing meanwhile."""
+        try:
+            while self._unsent and self.sock is not None:
+                del self._unsent[: self.sock.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            # It has ended.
+            self._unsent.clear()
 
     def news(self, *, dead: bool = False) -> list[News]:
         """Return what the process said; never waits. of a ``dead`` process all that is left."""

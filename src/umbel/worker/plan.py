@@ -8,12 +8,16 @@ from typing import Any
 
 import msgspec
 
+from umbel import settings
 from umbel.exceptions import ImproperlyConfigured
 from umbel.interfaces import QueueSpec
 from umbel.utils.nodenames import default_nodename, host_format
 from umbel.worker.engine import EngineOptions
 from umbel.worker.executors import POOLS
 from umbel.worker.slots import RING
+
+#: By how many tasks at once a process of ``-P threads`` or ``-P asyncio`` can grow while it runs.
+GROWTH = 32
 
 _FORKING_POOLS = ("prefork", "processes")
 _CGROUP_QUOTA = "/sys/fs/cgroup/cpu.max"
@@ -42,8 +46,15 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     lease_sweep: float = 10.0
     logfile: str | None = None
     loglevel: str | int = "WARNING"
+    log_json: bool = False
     task_events: bool = False
     health_port: str | None = None
+    heartbeat: float | None = 2.0  # between two heartbeat events; None for none
+    autoscale: tuple[int, int] | None = None  # at most and at least so many processes
+    start_method: str = "fork"  # how processes are started: fork or spawn
+    beat: bool = False  # whether it sends periodic tasks too
+    scheduler: str | None = None  # what beat is, if not the setting says it
+    schedule_filename: str | None = None  # for a scheduler that keeps a file
 
     @property
     def forks(self) -> bool:
@@ -53,12 +64,16 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def slot_capacity(self) -> int:
         """How many executions of one process may have started without being settled."""
-        return RING if self.forks or self.pool == "solo" else 2 * self.concurrency + 8
+        return RING if self.forks or self.pool == "solo" else 2 * (self.concurrency + GROWTH) + 8
 
     @property
     def total(self) -> int:
         """How many tasks may run at once in the whole worker."""
         return self.processes * self.concurrency
+
+    def process_name(self, number: int) -> str:
+        """Return the name of a process in the log, as Celery has it."""
+        return f"{self.start_method.capitalize()}PoolWorker-{number}"
 
     def engine_options(self) -> EngineOptions:
         """Return the orders of one process."""
@@ -78,8 +93,10 @@ class WorkerPlan(msgspec.Struct, frozen=True, kw_only=True):
 def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
     """Resolve options (what was given on the command line; None means not given) over the app's settings.
 
-    Raises :exc:`ImproperlyConfigured`, saying which value and what to write instead.
+    Raises :exc:`ImproperlyConfigured`, saying which value and what to write instead, also where settings contradict
+    each other.
     """
+    settings.check(app.conf)
     given = {name: value for name, value in (options or {}).items() if value is not None}
     conf = app.conf
     pool = _pool(given.get("pool", conf.worker_pool))
@@ -87,12 +104,13 @@ def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
     factor = _at_least_one("--processes", given.get("processes", conf.worker_processes) or 1)
     forks = pool in _FORKING_POOLS
     concurrency = 1 if forks or pool == "solo" else wanted
+    scale = _autoscale(given.get("autoscale"), pool)
     soft, hard = _limits(conf, given)
     return WorkerPlan(
         hostname=node_of(given.get("hostname")),
         pool=pool,
         concurrency=concurrency,
-        processes=wanted * factor if forks else factor,
+        processes=scale[1] if scale else wanted * factor if forks else factor,
         queues=_queues(app, given.get("queues"), given.get("exclude_queues")),
         prefetch_max=_prefetch(conf, given, concurrency),
         settle_window=conf.settle_window,
@@ -109,8 +127,15 @@ def make_plan(app: Any, options: Mapping[str, Any] | None = None) -> WorkerPlan:
         lease_sweep=conf.lease_sweep,
         logfile=given.get("logfile"),
         loglevel=given.get("loglevel", "WARNING"),
+        log_json=given["log_format"] == "json" if "log_format" in given else bool(conf.worker_log_json),
         task_events=bool(given.get("task_events", conf.worker_send_task_events)),
         health_port=given.get("health_port"),
+        heartbeat=None if given.get("without_heartbeat") else float(given.get("heartbeat_interval") or 2.0),
+        autoscale=scale,
+        start_method=_start_method(given.get("pool_start_method", conf.worker_pool_start_method)),
+        beat=bool(given.get("beat")),
+        scheduler=given.get("scheduler"),
+        schedule_filename=given.get("schedule_filename"),
     )
 
 
@@ -149,10 +174,33 @@ def _pool(value: Any) -> str:
     return "prefork" if pool == "processes" else pool
 
 
+def _start_method(value: Any) -> str:
+    if value not in ("fork", "spawn"):
+        raise ImproperlyConfigured(
+            f"worker_pool_start_method (--pool-start-method) is {value!r}; use fork, or spawn for an app that cannot "
+            "be forked"
+        )
+    # Windows knows nothing else.
+    return str(value) if hasattr(os, "fork") else "spawn"
+
+
 def _concurrency(value: Any) -> int:
     if value == "auto":
         return _cpu_quota()
     return cpus() if not value else _at_least_one("-c/--concurrency", value)
+
+
+def _autoscale(value: Any, pool: str) -> tuple[int, int] | None:
+    """Return at most and at least how many processes ``--autoscale max,min`` asks for."""
+    if not value:
+        return None
+    if pool not in _FORKING_POOLS:
+        raise ImproperlyConfigured(f"--autoscale counts processes, so it needs -P prefork, not -P {pool}")
+    most, _, least = str(value).partition(",")
+    found = _at_least_one("--autoscale (max)", most), _at_least_one("--autoscale (min)", least or 1)
+    if found[0] < found[1]:
+        raise ImproperlyConfigured(f"--autoscale takes max,min, and {found[0]} is less than {found[1]}")
+    return found
 
 
 def _at_least_one(name: str, value: Any) -> int:

@@ -16,20 +16,26 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from umbel import signals
 from umbel.exceptions import OperationalError, Terminated
-from umbel.revoking import Revocations, store_of
+from umbel.revoking import HeardRevocations, Revocation, Revocations, shared_store
 from umbel.utils.log import set_process_name, setup_logging
+from umbel.worker.door import Door
 from umbel.worker.engine import Engine
 from umbel.worker.executors import make_executor
 from umbel.worker.limits import Limiter
+from umbel.worker.orders import Obedience, Orders
 from umbel.worker.plan import WorkerPlan
+from umbel.worker.reporting import Reporter
 from umbel.worker.runner import TaskRunner
+from umbel.worker.shared import Shared
 from umbel.worker.slots import SlotTable
 
 logger = logging.getLogger("celery.pool")
@@ -43,13 +49,15 @@ DUMP_SIGNAL: int | None = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") els
 class Start(msgspec.Struct, frozen=True):
     """What a child is told when it is forked: its place, how many came before it, and its consumer id.
 
-    ``revoked`` says that there are revocations to read before the first task.
+    ``revoked`` says that there are revocations to read before the first task; ``told`` are those that no store keeps.
     """
 
     place: int
     number: int
     consumer: str
     revoked: bool = False
+    orders: Orders = Orders()
+    told: Sequence[Revocation] = ()
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -63,7 +71,9 @@ class Stacks(msgspec.Struct, tag=True, frozen=True):
 
 
 class Revoked(msgspec.Struct, tag=True, frozen=True):
-    """Read the revocations again: they changed."""
+    """Read the revocations again: they changed. ``told`` are new ones that no store keeps."""
+
+    told: Sequence[Revocation] = ()
 
 
 class Terminate(msgspec.Struct, tag=True, frozen=True):
@@ -71,6 +81,20 @@ class Terminate(msgspec.Struct, tag=True, frozen=True):
 
     id: str
     signum: int
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """Say :class:`Obeyed` when all that was said before this is done; with ``stacks``, also where each thread is."""
+
+    number: int
+    stacks: bool = False
+
+
+class Stack(msgspec.Struct, frozen=True):
+    """Where one thread is, as a traceback shows it."""
+
+    name: str
+    stack: str
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -90,10 +114,23 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
-Command = Stop | Stacks | Revoked | Terminate
-News = Ready | Report | Ended
-_commands = msgspec.json.Decoder(Stop | Stacks | Revoked | Terminate)
-_news = msgspec.json.Decoder(Ready | Report | Ended)
+class Obeyed(msgspec.Struct, tag=True, frozen=True):
+    """All that was said before :class:`Ask` of this number is done."""
+
+    number: int
+    stacks: Sequence[Stack] = ()
+
+
+class Retire(msgspec.Struct, tag=True, frozen=True):
+    """End when what runs has ended, however long that takes; another process takes this place."""
+
+    reason: str
+
+
+Command = Stop | Stacks | Revoked | Terminate | Orders | Retire | Ask
+News = Ready | Report | Ended | Obeyed
+_commands = msgspec.json.Decoder(Command)
+_news = msgspec.json.Decoder(News)
 
 
 def encode_line(frame: Command | News) -> bytes:
@@ -110,7 +147,14 @@ def decode_news(line: bytes) -> News:
 class Child:
     """One worker process from its first step to its exit code. Lives in the main thread of the child."""
 
-    def __init__(self, app: Any, plan: WorkerPlan, slots: SlotTable, start: Start, sock: socket.socket) -> None:
+    def __init__(
+        self, app: Any, plan: WorkerPlan, slots: SlotTable, start: Start, sock: socket.socket, shared: Shared
+    ) -> None:
+        self._shared = shared
+        self._reporter = Reporter(app, plan.hostname, shared)
+        self._obedience: Obedience | None = None
+        self._orders = start.orders
+        self._obeying = threading.Lock()
         self._app = app
         self._plan = plan
         self._slot = slots[start.place]
@@ -118,21 +162,24 @@ class Child:
         self._sock = sock
         self._engine: Engine | None = None
         self._stop_asked: Stop | None = None
+        self._retire_asked: Retire | None = None
         self._reported: dict[str, int] = {}
-        self._revocations: Revocations | None = None
+        self._revocations: Revocations | HeardRevocations | None = None
+        self._heard = HeardRevocations()
+        self._heard.tell(start.told)
         self._read_revoked = start.revoked
         self._retire_at = time.monotonic() + plan.max_age if plan.max_age else float("inf")
 
     def run(self) -> int:
         """Work until stopped and return the exit code."""
-        set_process_name(self._start.place + 1, f"ForkPoolWorker-{self._start.number}")
+        set_process_name(self._start.place + 1, self._plan.process_name(self._start.number))
         # Sent to a whole process group by terminals and service managers: the supervisor decides about the others.
         signal.signal(signal.SIGTERM, lambda *_: self._stop(self._plan.shutdown_timeout))
         self._own_logfile()
         register_dump()
         commands = threading.Thread(target=self._listen, name="umbel-commands", daemon=True)
         commands.start()
-        signals.worker_process_init.send(sender=None)
+        signals.worker_process_init.send(sender=self._plan.hostname)
         code = 0
         try:
             reason = self._work()
@@ -144,7 +191,7 @@ class Child:
         except Exception:
             logger.critical("This process ends by an error of its own", exc_info=True)
             code = 1
-        signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=code)
+        signals.worker_process_shutdown.send(sender=self._plan.hostname, pid=os.getpid(), exitcode=code)
         with contextlib.suppress(OSError):
             self._app.close()
         logging.shutdown()
@@ -152,8 +199,10 @@ class Child:
 
     def _work(self) -> str:
         app, plan = self._app, self._plan
-        consumer = app.broker.consumer(self._start.consumer, [queue.name for queue in plan.queues])
-        executor = make_executor(plan.pool, plan.concurrency)
+        orders = self._start.orders
+        queues = [queue.name for queue in plan.queues] if orders.queues is None else orders.queues
+        consumer = app.broker.consumer(self._start.consumer, queues)
+        executor = make_executor(plan.pool, orders.concurrency or plan.concurrency)
         runner = TaskRunner(app, hostname=plan.hostname)
         engine = Engine(
             app,
@@ -164,14 +213,23 @@ class Child:
             slot=self._slot,
             # SIGALRM belongs to the tasks, and SIGUSR1 means something to supervisors only.
             limiter=Limiter(signal.SIGUSR1 if executor.features.inline else None),
+            door=Door(runner, self._shared),
         )
         self._engine = engine
+        with self._obeying:
+            self._obedience = Obedience(app, engine, self._reporter)
+            self._obedience.take(orders, first=True)
+            # Those that came meanwhile.
+            self._obedience.take(self._orders)
         if self._read_revoked:
             self._read_revocations(engine)
         if self._stop_asked is not None:
             engine.stop(self._stop_asked.timeout)
+        if self._retire_asked is not None:
+            engine.retire(self._retire_asked.reason)
         self._tell(Ready())
         reason = engine.run()
+        self._reporter.close()
         self._report()
         consumer.close()
         return reason
@@ -185,7 +243,9 @@ class Child:
         name = self._plan.logfile
         if name and ("%i" in name or "%I" in name):
             plan = self._plan
-            setup_logging(self._app.conf, plan.loglevel, name, hostname=plan.hostname, force=True)
+            setup_logging(
+                self._app.conf, plan.loglevel, name, hostname=plan.hostname, force=True, as_json=plan.log_json
+            )
 
     # -- the thread that talks with the supervisor ---------------------------------------------------------------
 
@@ -211,13 +271,28 @@ class Child:
         if isinstance(command, Stop):
             self._stop(command.timeout)
         elif isinstance(command, Revoked):
+            self._heard.tell(command.told)
             self._read_revoked = True
             self._every_second()
         elif isinstance(command, Terminate):
             if self._engine is not None:
                 self._engine.interrupt(command.id, Terminated(command.signum))
+        elif isinstance(command, Retire):
+            self._retire_asked = command
+            if self._engine is not None:
+                self._engine.retire(command.reason)
+        elif isinstance(command, Orders):
+            self._take(command)
+        elif isinstance(command, Ask):
+            self._tell(Obeyed(command.number, stacks_of_threads() if command.stacks else ()))
         else:
             dump_stacks()
+
+    def _take(self, orders: Orders) -> None:
+        with self._obeying:
+            self._orders = orders
+            if self._obedience is not None:
+                self._obedience.take(orders)
 
     def _every_second(self) -> None:
         self._report()
@@ -234,14 +309,15 @@ class Child:
 
     def _read_revocations(self, engine: Engine) -> None:
         if self._revocations is None:
-            self._revocations = Revocations(store_of(self._app))
+            store = shared_store(self._app)
+            self._revocations = self._heard if store is None else Revocations(store)
         self._read_revoked = False
         try:
             self._revocations.read()
         except OperationalError:
             self._read_revoked = True
             raise
-        engine.revoked = self._revocations.ids
+        engine.door.revoke(self._revocations.revoked)
 
     def _report(self) -> None:
         engine = self._engine
@@ -256,6 +332,16 @@ class Child:
         # The supervisor may be gone or slow; a report is worth less than the work.
         with contextlib.suppress(OSError):
             self._sock.sendall(encode_line(news))
+
+
+def stacks_of_threads() -> list[Stack]:
+    """Return where each thread of this process is, but for the one that asks."""
+    names = {each.ident: each.name for each in threading.enumerate()}
+    return [
+        Stack(names.get(ident, str(ident)), "".join(traceback.format_stack(frame)))
+        for ident, frame in sys._current_frames().items()
+        if ident != threading.get_ident()
+    ]
 
 
 def dump_stacks() -> None:
@@ -284,6 +370,6 @@ def _log_stream() -> Any:
     return sys.__stderr__
 
 
-def run_child(app: Any, plan: WorkerPlan, slots: SlotTable, payload: bytes, sock: socket.socket) -> int:
+def run_child(app: Any, plan: WorkerPlan, slots: SlotTable, shared: Shared, payload: bytes, sock: socket.socket) -> int:
     """Be the child that ``payload`` describes; called by the zygote right after the fork."""
-    return Child(app, plan, slots, msgspec.json.decode(payload, type=Start), sock).run()
+    return Child(app, plan, slots, msgspec.json.decode(payload, type=Start), sock, shared).run()

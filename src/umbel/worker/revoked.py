@@ -65,7 +65,7 @@ def _ending(
         signals.task_revoked.send(
             sender=task, request=context, terminated=signum is not None, signum=signum, expired=False
         )
-    record = None
+    record, error = None, TaskRevokedError(reason)
     if not runner._ignores(task, call):
-        record = runner._failure_record(call, TaskRevokedError(reason), None, context, states.REVOKED)
-    return Settlement(delivery=delivery, result=record)
+        record = runner._failure_record(call, error, None, context, states.REVOKED)
+    return Settlement(delivery=delivery, result=record, **runner._downfall(call, error, None, states.REVOKED))

@@ -7,10 +7,10 @@ what becomes of the message. Neither touches the broker.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from umbel.interfaces import (
     Execution,
     How,
     Outcome,
+    Outgoing,
     Requeue,
     ResultRecord,
     Settlement,
@@ -34,9 +35,10 @@ from umbel.message import Call
 from umbel.tracing import Attempt, ExceptionInfo, TaskPlan, Traced
 from umbel.worker import revoked
 from umbel.worker.admission import Admission, one_line
+from umbel.worker.chords import Chords
 from umbel.worker.followups import Errbacks, success_followups
 from umbel.worker.records import Records
-from umbel.worker.verdicts import Condemned, Verdicts, requeues
+from umbel.worker.verdicts import FAIL, Condemned, Verdicts, requeues, when_lost
 
 _LONGEST_TRACEBACK = 65536
 
@@ -53,8 +55,13 @@ class TaskRunner:
         self._verdicts = Verdicts(app, records, hostname=hostname)
         #: Return what to run, or the settlement of a delivery that must not run (now): :meth:`Admission.admit`.
         self.admit = Admission(app, records, self._verdicts, hostname=hostname, clock=clock or app.clock).admit
+        #: Return what follows the settlement that brought a chord's last part: :meth:`Chords.complete`.
+        self.complete = Chords(app, records, hostname=hostname).complete
+        #: Return parts of chords with the values that are stored: :meth:`Records.as_stored`.
+        self.as_stored = records.as_stored
         self._ignores = records.ignores
         self._failure_record = records.failure
+        self._downfall = records.downfall
         self._starts: dict[TaskPlan, _Start] = {}
         self._pid = os.getpid()
 
@@ -86,7 +93,8 @@ class TaskRunner:
 
         Then its task has failed, and is marked as lost.
         """
-        if type(execution) is Condemned or not self._start(execution.task).once:
+        # Where a loss is a retry, it may run again; and that a worker stops is no loss.
+        if type(execution) is Condemned or when_lost(execution.task.task) != FAIL:
             return Settlement(delivery=execution.delivery, how=REQUEUE)
         error = WorkerLostError("the worker stopped while it ran, and it must not run twice")
         traced = Traced(state=states.FAILURE, result=error)
@@ -102,29 +110,49 @@ class TaskRunner:
                 return self._verdicts.execute(execution)
             call = execution.call
             context = Context.from_call(call, execution.delivery, hostname=self._hostname)
-            traced = Attempt(self._app, execution.task, context, call.args, call.kwargs, execution.guard).run()
+            attempt = self._attempt(execution, context)
+            around = execution.task.around
+            traced = attempt.run() if around is None else around(attempt)
             return self._outcome(execution, context, traced)
         # The wall around what reads the message and builds the outcome; see below.
         except Exception as error:
-            return self._hopeless(execution, error)
+            return self.hopeless(execution, error)
 
     async def run_async(self, execution: Execution) -> Outcome:
         """Run a coroutine task on the running loop."""
+        import asyncio  # the loop that runs has it; workers without coroutines do without
+
         try:
             if type(execution) is Condemned:
                 return await asyncio.to_thread(self._verdicts.execute, execution)
             call = execution.call
             context = Context.from_call(call, execution.delivery, hostname=self._hostname)
-            attempt = Attempt(self._app, execution.task, context, call.args, call.kwargs, execution.guard)
+            attempt = self._attempt(execution, context)
             traced = await attempt.run_async()
             if call.errbacks and traced.state == states.FAILURE:
                 # They may be functions that block, and the loop has other tasks.
                 return await asyncio.to_thread(self._outcome, execution, context, traced)
             return self._outcome(execution, context, traced)
         except Exception as error:
-            return self._hopeless(execution, error)
+            return self.hopeless(execution, error)
 
-    def _hopeless(self, execution: Execution, error: Exception) -> Outcome:
+    def _attempt(self, execution: Execution, context: Context) -> Attempt:
+        call = execution.call
+        finish = partial(self._finish, execution)
+        return Attempt(self._app, execution.task, context, call.args, call.kwargs, execution.guard, finish)
+
+    def _finish(self, execution: Execution, context: Context, traced: Traced) -> Traced:
+        """Make the settlement of a success, whose hooks wait: what nobody could read afterwards is a failure."""
+        try:
+            traced.made = self._success(execution, context, traced)
+        except SerializationError as error:
+            return Traced(state=states.FAILURE, result=error, einfo=ExceptionInfo(error), runtime=traced.runtime)
+        # For the wall around all of this, once the hooks were called: they may hold what must be let go.
+        except Exception as error:
+            traced.made = error
+        return traced
+
+    def hopeless(self, execution: Execution, error: BaseException) -> Outcome:
         """End a message that we failed to carry through, which no later try would end either.
 
         What the task itself raises does not come here. Let through, the error would end this process, and the next
@@ -135,7 +163,12 @@ class TaskRunner:
             "Task %s[%s] is kept as a dead letter: %s", call.task, call.id, one_line(error), exc_info=error
         )
         how = _dead("invalid_task", f"{type(error).__name__}: {one_line(error)}", ExceptionInfo(error).traceback)
-        settlement = Settlement(delivery=execution.delivery, how=how, result=self._failure_record(call, error))
+        settlement = Settlement(
+            delivery=execution.delivery,
+            how=how,
+            result=self._failure_record(call, error),
+            **self._downfall(call, error),
+        )
         return Outcome(state=states.FAILURE, settlement=settlement)
 
     def _context(self, call: Call, delivery: Delivery, plan: TaskPlan | None = None) -> Context:
@@ -144,8 +177,10 @@ class TaskRunner:
     # -- endings -------------------------------------------------------------------------------------------------
 
     def _outcome(self, execution: Execution, context: Context, traced: Traced) -> Outcome:
-        ending = _ENDINGS[traced.state]
-        settlement = ending(self, execution, context, traced)
+        made = traced.made
+        if isinstance(made, Exception):
+            raise made
+        settlement: Settlement = made or _ENDINGS[traced.state](self, execution, context, traced)
         if context.outgoings:
             # Retries that were asked for without raising: the task went on, and they leave with its outcome.
             publish = list(settlement.publish)
@@ -155,20 +190,17 @@ class TaskRunner:
 
     def _success(self, execution: Execution, context: Context, traced: Traced) -> Settlement:
         call = execution.call
-        record = None
-        try:
-            if not self._ignores(execution.task.task, call):
-                record = self._records.make(call, states.SUCCESS, traced.result, None, context)
-            follow = success_followups(self._app, call, traced.result) if call.callbacks or call.chain else ()
-        except SerializationError as error:
-            # The body ran, but nobody could read what it returned: Celery calls that a failure as well.
-            trace_logger.error("Task %s[%s]: the result cannot be encoded: %s", call.task, call.id, error)
-            return self._failure(
-                execution,
-                context,
-                Traced(state=states.FAILURE, result=error, einfo=ExceptionInfo(error), runtime=traced.runtime),
-            )
-        return Settlement(delivery=execution.delivery, result=record, publish=follow)
+        task = execution.task.task
+        record, part = None, None
+        follow: Sequence[Outgoing] = ()
+        if call.callbacks or call.chain:
+            # Before the result is stored, which names them as children.
+            follow = success_followups(self._app, task, call, context, traced.result)
+        if not self._ignores(task, call):
+            record = self._records.make(call, states.SUCCESS, traced.result, None, context)
+        if call.chord is not None:
+            part = self._records.part(call, states.SUCCESS, traced.result)
+        return Settlement(delivery=execution.delivery, result=record, publish=follow, chord=part)
 
     def _failure(self, execution: Execution, context: Context, traced: Traced) -> Settlement:
         task, call, error = execution.task.task, execution.call, traced.result
@@ -176,11 +208,13 @@ class TaskRunner:
         if isinstance(how, Requeue):
             return Settlement(delivery=execution.delivery, how=how)
         record = self._error_record(execution, context, error, traced.traceback)
-        if not call.errbacks:
-            return Settlement(delivery=execution.delivery, how=how, result=record)
-        errbacks = Errbacks(self._app, call)
-        errbacks.run(context, error, traced.traceback)
-        return Settlement(delivery=execution.delivery, how=how, result=record, publish=errbacks.sent)
+        sent: Sequence[Outgoing] = ()
+        if call.errbacks:
+            errbacks = Errbacks(self._app, call)
+            errbacks.run(context, error, traced.traceback)
+            sent = errbacks.sent
+        fall = self._downfall(call, error, traced.traceback)
+        return Settlement(delivery=execution.delivery, how=how, result=record, publish=sent, **fall)
 
     def _error_record(
         self, execution: Execution, context: Context, error: BaseException, traceback: str | None
@@ -225,7 +259,8 @@ class TaskRunner:
         errbacks.run(context, reject, None)
         record = self._error_record(execution, context, reject, None)
         how = Dead("rejected", one_line(reject) if reject.reason is None else one_line(reject.reason))
-        return Settlement(delivery=execution.delivery, how=how, result=record, publish=errbacks.sent)
+        fall = self._downfall(call, reject)
+        return Settlement(delivery=execution.delivery, how=how, result=record, publish=errbacks.sent, **fall)
 
 
 _ENDINGS: dict[str, Callable[[TaskRunner, Execution, Context, Traced], Settlement]] = {

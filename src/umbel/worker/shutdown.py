@@ -16,11 +16,11 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
 
 from umbel import signals
+from umbel.bell import Bell
 from umbel.worker.plan import WorkerPlan
 
 logger = logging.getLogger("celery.worker")
@@ -43,7 +43,7 @@ class Shutdown:
         self._others: deque[int] = deque()
         self._deadline = FOREVER
         self._remapped = os.environ.get("REMAP_SIGTERM") == "SIGQUIT"
-        self.asked = threading.Event()
+        self.asked = Bell()
         self.how = ""
         self.exit_code = 0
         self.restart = False
@@ -117,8 +117,9 @@ class Shutdown:
 
     def _tell(self, how: str, number: int) -> None:
         text = f"worker: {how} shutdown (MainProcess)"
-        say("\n" + text)
-        if self._plan.logfile:
+        if not self._plan.log_json:
+            say("\n" + text)
+        if self._plan.logfile or self._plan.log_json:
             logger.warning("%s", text)
         signals.worker_shutting_down.send(
             sender=self._plan.hostname, sig=signal.Signals(number).name, how=how, exitcode=self.exit_code

@@ -15,7 +15,7 @@ One slot per process, with room for every execution that started and is not sett
             24  hard         double   the hard limit in seconds
             32  behind       uint64   messages that had been reserved and wait for this execution to end
             40  length       uint64   bytes of the text
-            48  text         tag, task id and task name, with NUL between them
+            48  text         tag, task id and task name, with NUL between them; of ids that are too long the beginning
 
 The supervisor writes ``valid_until``, ``gate`` and ASKED and RECALLED; the process writes the rest, and takes RECALLED
 away. Each number is 8 bytes at an address divisible by 8, so a reader sees the old or the new one and no mixture.
@@ -48,9 +48,10 @@ _BEAT_AT = 40
 _BATCH_AT = 48
 _BATCH_MAX = 8192 - _BATCH_AT - 4
 _HEAD = 8192
-_ENTRY = 256
+_ENTRY = 512
 _TEXT_AT = 48
 _TEXT_MAX = _ENTRY - _TEXT_AT
+_ID_LEAST = 64
 
 _DOUBLE = struct.Struct("@d")
 _COUNT = struct.Struct("@Q")
@@ -121,7 +122,9 @@ class Slot:
         memory = self._memory
         token = self._token = self._token + 1
         base = self._at + _HEAD + (token % self._capacity if index < 0 else index) * _ENTRY
-        text = f"{tag}\0{task_id}\0{task}".encode()[:_TEXT_MAX]
+        text = f"{tag}\0{task_id}\0{task}".encode()
+        if len(text) > _TEXT_MAX:
+            text = _shortened(tag, task_id, task)
         length = len(text)
         memory[base + _TEXT_AT : base + _TEXT_AT + length] = text
         # `since` comes first in these: what is half written counts as started, which loses nothing.
@@ -280,15 +283,28 @@ class Slot:
         return tag, task_id, task
 
 
+def _shortened(tag: str, task_id: str, task: str) -> bytes:
+    """Cut the id, for the name says what becomes of a task whose process dies; a name only if it alone is too long."""
+    name, id = task.encode(), task_id.encode()
+    room = max(0, _TEXT_MAX - len(tag.encode()) - 2)
+    name = name[: max(0, room - min(len(id), _ID_LEAST))]
+    return b"\0".join((tag.encode(), id[: room - len(name)], name))[:_TEXT_MAX]
+
+
 class SlotTable:
-    """A number of slots in one anonymous shared mapping: create it before the fork that shall share it."""
+    """A number of slots in one shared mapping: of a file, or anonymous and made before the fork that shall share it."""
 
     __slots__ = ("_memory", "_slots")
 
-    def __init__(self, size: int, capacity: int = RING) -> None:
+    def __init__(self, size: int, capacity: int = RING, file: int = -1) -> None:
         each = _HEAD + capacity * _ENTRY
-        self._memory = mmap.mmap(-1, max(size, 1) * each)
+        self._memory = mmap.mmap(file, self.bytes(size, capacity))
         self._slots = [Slot(self._memory, index * each, capacity) for index in range(size)]
+
+    @staticmethod
+    def bytes(size: int, capacity: int) -> int:
+        """Return the length of the file that holds so many slots."""
+        return max(size, 1) * (_HEAD + capacity * _ENTRY)
 
     def __len__(self) -> int:
         return len(self._slots)

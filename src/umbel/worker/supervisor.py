@@ -13,8 +13,9 @@ killed first and what they held is given back afterwards, so that nothing can ru
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import logging
-import os
 import selectors
 import signal
 import socket
@@ -22,6 +23,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -30,16 +32,30 @@ from umbel import signals
 from umbel.exceptions import OperationalError
 from umbel.interfaces import Verdict
 from umbel.revoking import Revocation
-from umbel.worker.connecting import connect
+from umbel.worker.base import Worker
+from umbel.worker.desk import ProcessesDesk, slot_count
 from umbel.worker.enforcer import Enforcer
 from umbel.worker.executors import make_executor
-from umbel.worker.health import Health
-from umbel.worker.leases import LeaseKeeper
 from umbel.worker.place import Place
 from umbel.worker.plan import WorkerPlan
-from umbel.worker.process import Ended, News, Ready, Report, Revoked, Stacks, Start, Stop, dump_stacks, run_child
+from umbel.worker.process import (
+    Ask,
+    Ended,
+    News,
+    Obeyed,
+    Ready,
+    Report,
+    Revoked,
+    Stacks,
+    Start,
+    Stop,
+    dump_stacks,
+    run_child,
+)
+from umbel.worker.remote import Remote
 from umbel.worker.shutdown import RELEASE_TIME, SHUTDOWN_SIGNALS, Shutdown
 from umbel.worker.slots import LOST, SlotTable, boot_time
+from umbel.worker.spawner import Recipe, Spawner
 from umbel.worker.verdicts import cause_of_death, lost_verdict
 from umbel.worker.zygote import Exited, Forked, ForkFailed, Zygote, ZygoteLost, open_connections
 
@@ -52,36 +68,47 @@ EX_FAILURE = 1
 _KILL_GRACE = 0.5
 
 
-class Supervisor:
+class Supervisor(Worker):
     """Runs one worker of several processes. Used by the main thread, whose signals it takes over."""
 
-    def __init__(self, app: Any, plan: WorkerPlan, url: str, *, before_start: Callable[[], None] | None = None) -> None:
-        """Prepare; nothing is started. ``url`` is for the log, masked; ``before_start`` runs once connected."""
-        self._app = app
-        self._plan = plan
-        self._url = url
-        self._before_start = before_start
-        self._slots = SlotTable(plan.processes, plan.slot_capacity)
-        self._places = [Place(index, self._slots[index]) for index in range(plan.processes)]
+    def __init__(
+        self,
+        app: Any,
+        plan: WorkerPlan,
+        url: str,
+        *,
+        before_start: Callable[[], None] | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        """Prepare; nothing is started. ``recipe`` says how a process that is spawned gets the app.
+
+        Raises :exc:`ImproperlyConfigured` if processes are to be spawned and nobody can say that.
+        """
+        places = slot_count(plan)
+        spawner = self._spawner = Spawner(recipe, plan, places) if plan.start_method == "spawn" else None
+        super().__init__(app, plan, url, before_start=before_start, shared=spawner.shared if spawner else None)
+        self._slots = spawner.slots if spawner else SlotTable(places, plan.slot_capacity)
+        self.places = [Place(index, self._slots[index]) for index in range(plan.processes)]
+        self._desk = ProcessesDesk(app, plan, self._shared, self)
+        self._remote = Remote(self._desk)
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._asked = 0
+        self._questions: list[tuple[int, Future[None]]] = []
         self._shutdown = Shutdown(plan)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._numbers = 0
         self._said_ready = False
         self._finished_totals: Counter[str] = Counter()
-        self._zygote: Zygote | None = None
-        self._keeper: LeaseKeeper | None = None
-        self._enforcer = Enforcer(app, plan, kill=self._kill, recall=self._recall)
+        self._zygote: Zygote | Spawner | None = None
+        self.enforcer = Enforcer(app, plan, kill=self._kill, recall=self._recall)
         self._revoked: deque[Sequence[Revocation]] = deque()
-        self._started_at = time.time()
-        self._health = Health(plan.hostname, plan.health_port)
 
     def run(self) -> int:
         """Run until stopped and return the exit code. Called once, before any thread or connection exists."""
-        _warn_of_leaks()
-        # What the children need is imported here, once for all of them.
-        make_executor(self._plan.pool, self._plan.concurrency)
-        zygote = self._zygote = Zygote.start(self._child)
+        if self._spawner is not None:
+            pool_logger.info("Each process is spawned: a fresh interpreter that imports the app by itself.")
+        zygote = self._zygote = self._spawner or self._forker()
         self._health.start()
         with self._signals():
             code, clean = EX_FAILURE, True
@@ -89,78 +116,116 @@ class Supervisor:
                 code = self._run(zygote)
             except ZygoteLost as error:
                 logger.critical("%s. The worker ends; what its processes held goes back.", error)
-                for place in self._places:
+                for place in self.places:
                     self._leave(place, started=[each.tag for each in place.running()], cause="its zygote ended")
             finally:
+                self._hush()
+                self._remote.close()
                 zygote.close()
+                if self._beat is not None:
+                    self._beat.join()
                 clean = self._keeper is None or self._keeper.close(RELEASE_TIME)
                 signals.worker_shutdown.send(sender=self)
                 self._health.close()
                 self._app.close()
             return code or self._shutdown.ended(clean)
 
-    @property
-    def hostname(self) -> str:
-        """The node name."""
-        return self._plan.hostname
+    def _forker(self) -> Zygote:
+        _warn_of_leaks()
+        # What the children need is imported here, once for all of them.
+        make_executor(self._plan.pool, self._plan.concurrency)
+        if any(inspect.iscoroutinefunction(inspect.unwrap(task.run)) for task in self._app.tasks.values()):
+            importlib.import_module("asyncio")
+        return Zygote.start(self._child)
 
     def _child(self, payload: bytes, sock: socket.socket) -> int:
-        return run_child(self._app, self._plan, self._slots, payload, sock)
+        return run_child(self._app, self._plan, self._slots, self._shared, payload, sock)
 
-    def _run(self, zygote: Zygote) -> int:
-        broker = connect(self._app, self._plan, self._url, self._shutdown.asked)
-        if broker is None:
+    @property
+    def room(self) -> int:
+        """For how many processes there is room."""
+        return len(self._slots)
+
+    def add_place(self) -> None:
+        """Make room for one more process, which is then started. In the supervisor's thread."""
+        self.places.append(Place(len(self.places), self._slots[len(self.places)]))
+
+    def call(self, action: Callable[[], Any]) -> Future[Any]:
+        """Have something done in the supervisor's thread. From any other thread."""
+        future: Future[Any] = Future()
+        self._calls.append((action, future))
+        self._wake(None)
+        return future
+
+    def ask(self, *, stacks: bool = False) -> Future[None]:
+        """Return what is done when every process has done all it was told so far. In the supervisor's thread.
+
+        With ``stacks`` the processes also say where their threads are: :attr:`Place.stacks`.
+        """
+        self._asked += 1
+        for place in self.places:
+            place.stacks = ()
+            place.send(Ask(self._asked, stacks))
+        answered: Future[None] = Future()
+        self._questions.append((self._asked, answered))
+        self._answer()
+        return answered
+
+    def _answer(self) -> None:
+        slowest = min((place.obeyed for place in self.places if place.sock is not None), default=self._asked)
+        while self._questions and self._questions[0][0] <= slowest:
+            self._questions.pop(0)[1].set_result(None)
+
+    def stop(self) -> None:
+        """Stop warmly, as a SIGTERM would. From any thread."""
+        self._shutdown.on_signal(signal.SIGTERM)
+        self._wake(None)
+
+    def _run(self, zygote: Zygote | Spawner) -> int:
+        keeper = self._open(self._shutdown.asked)
+        if keeper is None:
             self._shutdown.advance()
             return self._shutdown.exit_code
-        if self._before_start is not None:
-            self._before_start()
-        self._keeper = LeaseKeeper(
-            broker,
-            self._plan,
-            backend=self._app.backend,
-            presence=self.describe,
-            renewed=self._renewed,
-            lost=self._lost,
-            revoked=self._on_revoked,
-        )
-        self._keeper.start()
+        # Before the first process: it must not fetch what is paused.
+        self._desk.heed()
         self._selector.register(zygote, selectors.EVENT_READ, self._on_zygote)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        while not (self._shutdown.asked.is_set() and all(place.empty for place in self._places)):
+        while not (self._shutdown.asked.is_set() and all(place.empty for place in self.places)):
             self._shutdown.advance()
-            for place in self._places:
+            if self._shutdown.asked.is_set():
+                self._hush()
+            for place in self.places:
                 self._tend(place)
-            self._enforcer.tend(self._places)
-            self._health.look(self._places, away=self._keeper.away, stopping=self._shutdown.asked.is_set())
+            self.enforcer.tend(self.places)
+            awake = [place for place in self.places if not place.dormant]
+            self._health.look(awake, away=keeper.away, stopping=self._shutdown.asked.is_set())
             for key, _ in self._selector.select(self._patience()):
                 key.data()
+        # What ended the loop may not have been acted on yet: where no process lives, the first signal does.
+        self._shutdown.advance()
         return self._shutdown.exit_code
 
-    def describe(self) -> dict[str, Any]:
-        """Return what others may know about this worker."""
-        plan = self._plan
+    def totals(self) -> Counter[str]:
+        """Return how many executions of each task have ended."""
         totals = self._finished_totals.copy()
-        for place in self._places:
+        for place in self.places:
             totals.update(place.totals)
-        return {
-            "hostname": plan.hostname,
-            "pid": os.getpid(),
-            "pool": plan.pool,
-            "concurrency": plan.total,
-            "queues": [queue.name for queue in plan.queues],
-            "started_at": self._started_at,
-            "total": dict(totals),
-        }
+        return totals
 
     # -- places --------------------------------------------------------------------------------------------------
 
     def _tend(self, place: Place) -> None:
         """Do what this place needs next."""
         now = time.monotonic()
+        place.flush()
         if place.registering is not None and place.registering.done():
             self._registered(place)
         if self._shutdown.asked.is_set():
             self._stop(place, now)
+        elif place.dormant:
+            if place.sock is not None and not place.stop_sent:
+                place.stop_sent = True
+                place.send(Stop())
         elif place.empty and place.due <= now:
             assert self._keeper is not None
             place.asked_at = boot_time()
@@ -184,9 +249,19 @@ class Supervisor:
         place.slot.renewed(place.asked_at + self._plan.lease_ttl)
         signals.worker_before_create_process.send(sender=self)
         revoked = bool(self._keeper.revoked)
-        order = Start(place=place.index, number=self._numbers, consumer=consumer, revoked=revoked)
+        orders = self._desk.orders
+        heard = self._keeper.heard
+        order = Start(
+            place=place.index,
+            number=self._numbers,
+            consumer=consumer,
+            revoked=revoked,
+            orders=orders,
+            told=heard.all() if heard is not None else (),
+        )
         sock = self._zygote.fork(place.index, msgspec.json.encode(order))
         place.occupy(consumer, self._numbers, sock)
+        place.obeyed = self._asked
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._on_news(place))
 
     def _stop(self, place: Place, now: float) -> None:
@@ -206,37 +281,51 @@ class Supervisor:
 
     def _recall(self, place: Place) -> None:
         assert self._keeper is not None and place.consumer is not None
-        self._keeper.recall(place.consumer, place.slot, [queue.name for queue in self._plan.queues])
+        self._keeper.recall(place.consumer, place.slot, [queue.name for queue in self._desk.queues])
 
     def _patience(self) -> float:
         """Return how long the loop may wait."""
         now = time.monotonic()
         if self._shutdown.asked.is_set():
-            return min(self._enforcer.patience(now), max(0.02, self._shutdown.kill_at(_KILL_GRACE) - now))
-        due = [place.due - now for place in self._places if place.empty]
-        return max(0.0, min([self._enforcer.patience(now), *due]))
+            return min(self.enforcer.patience(now), max(0.02, self._shutdown.kill_at(_KILL_GRACE) - now))
+        due = [place.due - now for place in self.places if place.empty and not place.dormant]
+        return max(0.0, min([self.enforcer.patience(now), *due]))
 
     # -- events --------------------------------------------------------------------------------------------------
 
     def _on_wake(self) -> None:
         self._wake_read.recv(4096)
+        # Before the calls: one of them may ask whether every process knows.
         while self._revoked:
-            self._enforcer.revoked(self._revoked.popleft())
-            for place in self._places:
-                place.send(Revoked())
+            revocations = self._revoked.popleft()
+            self.enforcer.revoked(revocations)
+            told = revocations if self._keeper is not None and self._keeper.heard is not None else ()
+            for place in self.places:
+                place.send(Revoked(told))
+        while self._calls:
+            self._carry_out(*self._calls.popleft())
         for number in self._shutdown.take_others():
             if number == signal.SIGUSR1:
                 dump_stacks()
-                for place in self._places:
+                for place in self.places:
                     place.send(Stacks())
+
+    def _carry_out(self, action: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        # Whatever it is, it belongs to whoever asked for it.
+        try:
+            future.set_result(action())
+        except Exception as error:
+            future.set_exception(error)
 
     def _on_zygote(self) -> None:
         assert self._zygote is not None
         for event in self._zygote.events():
             if isinstance(event, Forked):
-                self._places[event.key].pid = event.pid
+                self.places[event.key].pid = event.pid
             elif isinstance(event, ForkFailed):
-                self._on_fork_failed(self._places[event.key], event.reason)
+                self._on_fork_failed(self.places[event.key], event.reason)
             else:
                 self._on_exit(event)
 
@@ -246,16 +335,19 @@ class Supervisor:
         place.start_later()
 
     def _on_exit(self, event: Exited) -> None:
-        place = next((place for place in self._places if place.pid == event.pid), None)
+        place = next((place for place in self.places if place.pid == event.pid), None)
         if place is None:
             return
         self._on_news(place, dead=True)
         bad = place.lived_badly()
         cause = cause_of_death(event.code)
-        crashed = event.code != 0 and not place.killed
+        # One that ended in order has said so: a task can end its process with any status.
+        in_order = event.code == 0 and (bool(place.reason) or not place.running())
+        crashed = not in_order and not place.killed
         started, verdicts = set(place.counted), dict(place.verdicts)
         if crashed:
-            pool_logger.error("Process 'ForkPoolWorker-%d' pid:%d exited with '%s'", place.number, event.pid, cause)
+            name = self._plan.process_name(place.number)
+            pool_logger.error("Process '%s' pid:%d exited with '%s'", name, event.pid, cause)
             # Only a crash counts as a delivery: what still ran when we stopped it did nothing wrong.
             for each in place.running():
                 verdict = place.doomed.get(each.tag) or lost_verdict(self._app, each.task, cause)
@@ -284,6 +376,7 @@ class Supervisor:
         # Replaced, never changed: the keeper's thread reads it.
         self._finished_totals = self._finished_totals + Counter(place.totals)
         place.vacate()
+        self._answer()
 
     def _on_news(self, place: Place, *, dead: bool = False) -> None:
         for news in place.news(dead=dead):
@@ -292,7 +385,7 @@ class Supervisor:
     def _hear(self, place: Place, news: News) -> None:
         if isinstance(news, Ready):
             place.ready, place.failures = True, 0
-            if not self._said_ready and all(place.ready for place in self._places):
+            if not self._said_ready and all(place.ready for place in self.places):
                 self._said_ready = True
                 logger.info("%s ready.", self._plan.hostname)
                 signals.worker_ready.send(sender=self)
@@ -300,6 +393,9 @@ class Supervisor:
             place.totals = news.totals
         elif isinstance(news, Ended):
             place.reason = news.reason
+        elif isinstance(news, Obeyed):
+            place.obeyed, place.stacks = news.number, news.stacks
+            self._answer()
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
@@ -309,12 +405,12 @@ class Supervisor:
             self._wake_write.send(b"\0")
 
     def _renewed(self, valid_until: float, ids: Collection[str]) -> None:
-        for place in self._places:
+        for place in self.places:
             if place.consumer in ids:
                 place.slot.renewed(valid_until)
 
     def _lost(self, ids: Collection[str]) -> None:
-        for place in self._places:
+        for place in self.places:
             if place.consumer in ids:
                 # Long over: the process starts nothing more, and makes room for one with a new id.
                 place.slot.renewed(LOST)
@@ -322,6 +418,9 @@ class Supervisor:
     def _on_revoked(self, revocations: Sequence[Revocation]) -> None:
         self._revoked.append(revocations)
         self._wake(None)
+
+    def _on_paused(self) -> None:
+        self.call(self._desk.heed)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

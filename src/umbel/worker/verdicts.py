@@ -8,7 +8,13 @@ from typing import Any, Final
 
 from umbel import signals, states
 from umbel.context import Context
-from umbel.exceptions import MaxDeliveriesExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from umbel.exceptions import (
+    MaxDeliveriesExceeded,
+    SerializationError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from umbel.interfaces import (
     ACK,
     Dead,
@@ -22,6 +28,7 @@ from umbel.interfaces import (
     VerdictKind,
 )
 from umbel.message import Call
+from umbel.retrying import retry_task
 from umbel.tracing import ExceptionInfo, TaskPlan
 from umbel.worker import revoked
 from umbel.worker.followups import Errbacks
@@ -35,6 +42,11 @@ _ERRORS: Final[dict[VerdictKind, type[Exception]]] = {
     VerdictKind.TERMINATED: Terminated,
     VerdictKind.MAX_DELIVERIES: MaxDeliveriesExceeded,
 }
+#: What becomes of a task whose process is lost.
+REQUEUES: Final = "requeue"
+RETRY: Final = "retry"
+FAIL: Final = "fail"
+
 # Handlers that kill their process too are not called again and again.
 _PATIENCE: Final = 3
 
@@ -63,6 +75,7 @@ class Verdicts:
         # What umbel.worker.revoked asks of a runner.
         self._ignores = records.ignores
         self._failure_record = records.failure
+        self._downfall = records.downfall
 
     def _context(self, call: Call, delivery: Delivery, plan: Any = None) -> Context:
         return Context.from_call(call, delivery, hostname=self._hostname)
@@ -76,9 +89,13 @@ class Verdicts:
         if verdict.kind is VerdictKind.TERMINATED:
             return revoked.killed(self, delivery, call, verdict)
         error = _ERRORS[verdict.kind](verdict.detail or verdict.kind.value)
+        task = plan.task if plan is not None else None
+        if verdict.kind is VerdictKind.LOST and task is not None and when_lost(task) == RETRY:
+            again = self._again(delivery, call, task, error)
+            if again is not None:
+                return again
         logger.error("Task %s[%s] ends as FAILURE: %s", call.task, call.id, error)
         how: How = ACK
-        task = plan.task if plan is not None else None
         if verdict.kind is VerdictKind.MAX_DELIVERIES:
             how = Dead(verdict.kind.value, str(error))
         elif (
@@ -90,18 +107,40 @@ class Verdicts:
             Condemned(delivery=delivery, call=call, task=plan, reserved_at=reserved_at, error=error, how=how, told=plan)
         )
 
+    def _again(self, delivery: Delivery, call: Call, task: Any, error: Exception) -> Settlement | None:
+        """Return the settlement that tries a lost task again, as a retry of its own would; None if none is left."""
+        if task.max_retries is not None and call.retries >= task.max_retries:
+            return None
+        context = self._context(call, delivery)
+        task.push_request(context)
+        try:
+            retry = retry_task(task, None, None, error, False, None, None, None, {})
+        except SerializationError as inner:
+            logger.error("Task %s[%s] cannot be sent again after its process was lost: %s", call.task, call.id, inner)
+            return None
+        finally:
+            task.pop_request()
+        record = None
+        if not self._ignored(task, call):
+            record = self._records.failure(call, error, None, context, states.RETRY)
+        if signals.task_retry.receivers:
+            signals.task_retry.send(sender=task, request=context, reason=retry, einfo=ExceptionInfo(error))
+        logger.warning("Task %s[%s] retry: %s", call.task, call.id, error)
+        return Settlement(delivery=delivery, result=record, publish=context.outgoings or ())
+
     def fail(self, condemned: Condemned) -> Settlement | Condemned:
         """Return how it ends, or where somebody wants to be told, what to run for that."""
         call, plan = condemned.call, condemned.told
         task = plan.task if plan is not None else None
         if not self._ignored(task, call):
-            condemned.record = self._records.failure(call, condemned.error)
+            context = self._context(call, condemned.delivery)
+            condemned.record = self._records.failure(call, condemned.error, None, context)
         errbacks = Errbacks(self._app, call)
         wants = plan is not None and (
             plan.on_failure is not None or plan.after_return is not None or bool(signals.task_failure.receivers)
         )
         if condemned.delivery.count > self._most or not (wants or errbacks.called):
-            return _settlement(condemned, errbacks)
+            return self._settlement(condemned, errbacks)
         if plan is None:
             condemned.task = TaskPlan(errbacks.called[0].type)
         return condemned
@@ -114,7 +153,7 @@ class Verdicts:
             self._tell(condemned.told, call, context, error)
         errbacks = Errbacks(self._app, call)
         errbacks.run(context, error, None)
-        return Outcome(state=states.FAILURE, settlement=_settlement(condemned, errbacks))
+        return Outcome(state=states.FAILURE, settlement=self._settlement(condemned, errbacks))
 
     def _tell(self, plan: TaskPlan, call: Call, context: Context, error: Exception) -> None:
         einfo = ExceptionInfo(error)
@@ -145,9 +184,14 @@ class Verdicts:
             return bool(call.headers.get("ignore_result"))
         return self._records.ignores(task, call) and not task.store_errors_even_if_ignored
 
-
-def _settlement(condemned: Condemned, errbacks: Errbacks) -> Settlement:
-    return Settlement(delivery=condemned.delivery, how=condemned.how, result=condemned.record, publish=errbacks.sent)
+    def _settlement(self, condemned: Condemned, errbacks: Errbacks) -> Settlement:
+        return Settlement(
+            delivery=condemned.delivery,
+            how=condemned.how,
+            result=condemned.record,
+            publish=errbacks.sent,
+            **self._downfall(condemned.call, condemned.error),
+        )
 
 
 def lost_verdict(app: Any, task: str, cause: str) -> Verdict | None:
@@ -164,10 +208,19 @@ def lost_verdict(app: Any, task: str, cause: str) -> Verdict | None:
 
 def requeues(task: Any) -> bool:
     """Say whether the message of a task comes again when the process that ran it is lost."""
-    if not task.acks_late:
-        return False
+    return when_lost(task) == REQUEUES
+
+
+def when_lost(task: Any) -> str:
+    """Return what becomes of a task when the process that runs it is lost: ``requeue``, ``retry`` or ``fail``.
+
+    Its ``on_lost``, or else what Celery's options say, of which ``retry_on_worker_lost`` wins. Who acknowledges early
+    is not run again, unless as a retry.
+    """
     chosen = task.on_lost
-    return bool(task.reject_on_worker_lost) if chosen is None else bool(chosen == "requeue")
+    if chosen is None:
+        chosen = RETRY if task.retry_on_worker_lost else REQUEUES if task.reject_on_worker_lost else FAIL
+    return FAIL if chosen == REQUEUES and not task.acks_late else str(chosen)
 
 
 def cause_of_death(code: int) -> str:

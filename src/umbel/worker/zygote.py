@@ -24,6 +24,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 import msgspec
 
@@ -31,7 +32,8 @@ from umbel.exceptions import CeleryError
 
 _HEADER = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
-_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+#: What a terminal or a service manager sends to a whole group: the supervisor alone decides what it means.
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 
 Run = Callable[[bytes, socket.socket], int]
 
@@ -97,11 +99,11 @@ class Zygote:
         """
         ours, theirs = socket.socketpair()
         parent = os.getpid()
-        libc = _libc()
+        libc = c_library()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Nothing may arrive between the fork and the moment the zygote has handlers of its own.
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         gc.collect()
         gc.disable()
         gc.freeze()
@@ -193,7 +195,8 @@ def _listdir(path: str) -> list[str]:
         return []
 
 
-def _libc() -> ctypes.CDLL | None:
+def c_library() -> ctypes.CDLL | None:
+    """Return the C library where :func:`die_with_parent` can use it."""
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -237,8 +240,8 @@ def _become_zygote(
         die_with_parent(parent, libc)
         # The supervisor decides what a signal means; a terminal or a service manager sends it to all of us.
         # A handler that does nothing, and not SIG_IGN: that one a child's subprocess would inherit.
-        for signum in _STOP_SIGNALS:
-            signal.signal(signum, _nothing)
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, nothing)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _Server(sock, libc, run).serve()
     except BaseException:
@@ -248,7 +251,27 @@ def _become_zygote(
     os._exit(0)
 
 
-def _nothing(signum: int, frame: object) -> None:
+def end_with(run: Callable[[], int]) -> NoReturn:
+    """End this process with the code that ``run`` returns, with 70 and a traceback if it raises.
+
+    The outermost wall of a child: what escaped from one that was forked would go on as a second zygote, and what the
+    user's threads still do must not keep it.
+    """
+    code = 70
+    try:
+        code = run()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def nothing(signum: int, frame: object) -> None:
     """Let the signal only interrupt what waits."""
 
 
@@ -267,14 +290,18 @@ class _Server:
     def serve(self) -> None:
         """Fork, kill and report until the supervisor closes its end."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _nothing)
+        signal.signal(signal.SIGCHLD, nothing)
         while True:
             readable, _, _ = select.select([self._sock.fileno(), self._wake_read], [], [])
             if self._wake_read in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
-            self._report_exits()
-            if self._sock.fileno() in readable and not self._obey():
+            try:
+                self._report_exits()
+                if self._sock.fileno() in readable and not self._obey():
+                    break
+            except (EOFError, ConnectionError):
+                # The supervisor was killed, with frames on their way in one direction or the other.
                 break
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
@@ -308,7 +335,7 @@ class _Server:
 
     def _fork(self, request: Fork, child_end: socket.socket) -> None:
         parent = os.getpid()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             pid = os.fork()
         except OSError as error:
@@ -321,10 +348,10 @@ class _Server:
         self._children.add(pid)
         _send(self._sock, Forked(request.key, pid))
 
-    def _become_child(self, request: Fork, child_end: socket.socket, parent: int, mask: Iterable[int]) -> None:
-        """Run the child. Never returns."""
-        code = 70
-        try:
+    def _become_child(self, request: Fork, child_end: socket.socket, parent: int, mask: Iterable[int]) -> NoReturn:
+        """Run the child."""
+
+        def run() -> int:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._sock.close()
@@ -334,17 +361,9 @@ class _Server:
             # What signals mean here is up to the child; until it says so they do nothing.
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             gc.enable()
-            code = self._run(request.payload, child_end)
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            # The outermost wall of this process: what escapes would go on as a second zygote.
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            return self._run(request.payload, child_end)
+
+        end_with(run)
 
     def _report_exits(self) -> None:
         while self._children:

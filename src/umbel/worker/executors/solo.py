@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from umbel.interfaces import Execution, Executor, ExecutorFeatures, Outcome, Runner
+from umbel.tracing import end_thread
 
 
 class SoloExecutor(Executor):
@@ -34,4 +36,6 @@ class SoloExecutor(Executor):
 
     def stop(self, *, timeout: float) -> Sequence[Execution]:
         """Return nothing: between two submits nothing runs."""
+        if threading.current_thread() is not threading.main_thread():
+            end_thread()
         return ()

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from umbel.exceptions import PoolFull
 from umbel.interfaces import Execution, Executor, ExecutorFeatures, Outcome, Runner
+from umbel.tracing import end_thread
 
 
 class ThreadsExecutor(Executor):
@@ -19,12 +20,12 @@ class ThreadsExecutor(Executor):
     not keep the process from exiting once its message has been given back.
     """
 
-    __slots__ = ("_active", "_done", "_idle", "_inbox", "_lock", "_run", "_size", "_threads")
+    __slots__ = ("_active", "_done", "_idle", "_inbox", "_lock", "_runner", "_size", "_threads")
     features: ClassVar[ExecutorFeatures] = ExecutorFeatures(
         inline=False, soft_limits=True, hard_limits=True, terminate=True, coroutines=False
     )
 
-    _run: Callable[[Execution], Outcome]
+    _runner: Runner
     _done: Callable[[Execution, Outcome], None]
 
     def __init__(self, size: int) -> None:
@@ -37,12 +38,16 @@ class ThreadsExecutor(Executor):
 
     def start(self, run: Runner, done: Callable[[Execution, Outcome], None]) -> None:
         """Remember what to call; threads start with the first executions."""
-        self._run = run.run
+        self._runner = run
         self._done = done
 
     def free(self) -> int:
         """Return how many threads have nothing to do."""
         return self._size - len(self._active)
+
+    def resize(self, size: int) -> None:
+        """Let so many run at once; what runs goes on."""
+        self._size = size
 
     def submit(self, execution: Execution) -> None:
         """Hand it to a thread; raises :exc:`PoolFull` when all are busy."""
@@ -59,7 +64,11 @@ class ThreadsExecutor(Executor):
     def _work(self) -> None:
         while (execution := self._inbox.get()) is not None:
             execution.started_at = time.monotonic()
-            outcome = self._run(execution)
+            try:
+                outcome = self._runner.run(execution)
+            # The wall of the thread: without an outcome its slot would be taken for ever, and the message held.
+            except BaseException as error:
+                outcome = self._runner.hopeless(execution, error)
             with self._lock:
                 # A stop that gave up on this execution has its message back already.
                 known = self._active.pop(id(execution), None) is not None
@@ -67,6 +76,7 @@ class ThreadsExecutor(Executor):
                     self._idle.notify_all()
             if known:
                 self._done(execution, outcome)
+        end_thread()
 
     def stop(self, *, timeout: float) -> Sequence[Execution]:
         """Let the running ones finish until the timeout (seconds); return those that did not."""
