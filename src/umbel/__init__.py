@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from umbel.app import Celery, Umbel, shared_task
+    from umbel.canvas import chain, chord, chunks, group, xmap, xstarmap
     from umbel.result import (
         AsyncResult,
         EagerResult,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
         allow_join_result,
         denied_join_result,
     )
-    from umbel.signature import Signature, maybe_signature, signature, subtask
+    from umbel.signatures import Signature, maybe_signature, signature, subtask
     from umbel.task import Task
     from umbel.utils.identity import uuid
 
@@ -39,22 +40,29 @@ __all__ = [
     "Umbel",
     "__version__",
     "allow_join_result",
+    "chain",
+    "chord",
+    "chunks",
     "current_app",
     "current_task",
     "denied_join_result",
+    "group",
     "maybe_signature",
     "shared_task",
     "signature",
     "subtask",
     "uuid",
+    "xmap",
+    "xstarmap",
 ]
 
 _MODULES = {
     "umbel.app": ("Celery", "Umbel", "current_app", "current_task", "shared_task"),
+    "umbel.canvas": ("chain", "chord", "chunks", "group", "xmap", "xstarmap"),
     "umbel.result": (
         "AsyncResult", "EagerResult", "GroupResult", "ResultSet", "allow_join_result", "denied_join_result",
     ),
-    "umbel.signature": ("Signature", "maybe_signature", "signature", "subtask"),
+    "umbel.signatures": ("Signature", "maybe_signature", "signature", "subtask"),
     "umbel.task": ("Task",),
     "umbel.utils.identity": ("uuid",),
 }  # fmt: skip

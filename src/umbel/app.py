@@ -9,26 +9,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
-from umbel import current, signals
+from umbel import aliased, current, signals
 from umbel.asyncresult import AsyncResult
+from umbel.builtin_tasks import add_builtin_tasks
+from umbel.canvas_base import Canvas
+from umbel.components import Components
 from umbel.configuring import Configuring
 from umbel.connecting import Connecting
 from umbel.control import Control
 from umbel.current import current_app, current_task
 from umbel.dead import Dead
 from umbel.declaring import Declaring, shared_task
-from umbel.exceptions import AlwaysEagerIgnored, ImproperlyConfigured
+from umbel.exceptions import AlwaysEagerIgnored, BrokerError, CeleryWarning, ImproperlyConfigured
 from umbel.groupresult import GroupResult, ResultSet
 from umbel.loading import caller_file, symbol_by_name
 from umbel.publishing import Dispatch, check_outcome, prepare
+from umbel.queues import Queues
 from umbel.setting_names import canonical, mistake
 from umbel.setting_rows import ROWS
-from umbel.signature import Signature, signature
+from umbel.signatures import Signature, signature
 from umbel.utils.identity import uuid
 from umbel.utils.text import did_you_mean
 
 if TYPE_CHECKING:
+    from umbel.background import Background
     from umbel.interfaces import Published
+    from umbel.periodic.editing import Schedules
 
 __all__ = ["Celery", "Umbel", "current_app", "current_task", "shared_task"]
 
@@ -38,7 +44,7 @@ R = TypeVar("R")
 BATCH = 500
 
 
-class Umbel(Declaring, Configuring, Connecting):
+class Umbel(Components, Declaring, Configuring, Connecting):
     """A task queue as one program sees it: settings, tasks, and connections that are opened when first needed.
 
     Safe to share between threads. Names, arguments and behaviour are those of Celery's app.
@@ -78,7 +84,7 @@ class Umbel(Declaring, Configuring, Connecting):
         # The same in every process of a program, unlike __main__: it decides where the default database is.
         self.module_file = caller_file()
         self.strict_typing = strict_typing
-        self.fixups = list(fixups or ())
+        self.fixups = list(self.builtin_fixups if fixups is None else fixups)
         self._components = {"loader": loader, "amqp": amqp, "events": events, "log": log, "control": control}
         self.on_after_fork = signals.Signal(name="app.on_after_fork")
         if kwargs:
@@ -101,20 +107,27 @@ class Umbel(Declaring, Configuring, Connecting):
     # -- sending -------------------------------------------------------------------------------------------------
 
     def send_task(
-        self, name: str, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: Any = None,
+        eta: Any = None,
+        task_id: Any = None,
+        **options: Any,
     ) -> AsyncResult[Any]:
         """Send a task by its name, which need not be known here, and return its result object.
 
-        Options: ``countdown`` ``eta`` ``expires`` ``queue`` ``exchange`` ``routing_key`` ``priority`` ``serializer``
-        ``compression`` ``headers`` ``link`` ``link_error`` ``time_limit`` ``soft_time_limit`` ``ignore_result``
-        ``shadow`` ``retry`` ``retry_policy`` ``reply_to`` and Celery's others; an unknown one becomes a property of
-        the message. Raises as :meth:`Task.apply_async`, but does not check the arguments.
+        Options: ``countdown`` ``eta`` ``task_id`` ``expires`` ``queue`` ``exchange`` ``routing_key`` ``priority``
+        ``serializer`` ``compression`` ``headers`` ``link`` ``link_error`` ``time_limit`` ``soft_time_limit``
+        ``ignore_result`` ``shadow`` ``retry`` ``retry_policy`` ``reply_to`` and Celery's others; an unknown one becomes
+        a property of the message. Raises as :meth:`Task.apply_async`, but does not check the arguments.
         """
         plan = self.plan(name)
         if plan.eager:
             warnings.warn(AlwaysEagerIgnored("task_always_eager has no effect on send_task"), stacklevel=2)
-        if task_id is not None:
-            options["task_id"] = task_id
+        if countdown is not None or eta is not None or task_id is not None:
+            options.update(countdown=countdown, eta=eta, task_id=task_id)
         dispatch = prepare(self, plan, args, kwargs, options)
         dispatch.send(self)
         return cast("AsyncResult[Any]", dispatch.result(self))
@@ -135,6 +148,8 @@ class Umbel(Declaring, Configuring, Connecting):
         try:
             for call in calls:
                 task, args, kwargs, given = _call(call, options)
+                if isinstance(task, str) and (registered := self.registry.get(task)) is not None:
+                    task = registered
                 dispatch = self._dispatch(task, args, kwargs, given)
                 if dispatch is None:
                     results.append(task.apply_async(args, kwargs, **given))
@@ -151,11 +166,11 @@ class Umbel(Declaring, Configuring, Connecting):
         return results
 
     def _dispatch(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Dispatch | None:
+        """Return a call that may go out with others, or None where its own ``apply_async`` is to be called."""
         if isinstance(task, str):
-            registered = self.registry.get(task)
-            if registered is None:
-                return prepare(self, self.plan(task), args, kwargs, options)
-            task = registered
+            return prepare(self, self.plan(task), args, kwargs, options)
+        if isinstance(task, Canvas) or task._custom_apply_async:
+            return None
         found: Dispatch | None = task._prepare(self, args, kwargs, options)
         return found
 
@@ -166,9 +181,17 @@ class Umbel(Declaring, Configuring, Connecting):
             dispatch.announce()
         outgoings = [dispatch.outgoing for dispatch in batch]
         outcomes: Sequence[Published] = self.publish(outgoings, **batch[0].policy())
+        refused: BrokerError | None = None
         for dispatch, outcome in zip(batch, outcomes, strict=True):
-            check_outcome(dispatch.outgoing, outcome)
-            dispatch.report()
+            try:
+                check_outcome(dispatch.outgoing, outcome)
+            except BrokerError as error:
+                # The others are queued nevertheless, and that is to be told.
+                refused = refused or error
+            else:
+                dispatch.report()
+        if refused is not None:
+            raise refused
 
     def signature(self, *args: Any, **kwargs: Any) -> Signature[Any]:
         """Return a signature bound to this app."""
@@ -200,9 +223,25 @@ class Umbel(Declaring, Configuring, Connecting):
         return Dead(self)
 
     @cached_property
+    def queues(self) -> Queues:
+        """The queues: ``app.queues()`` returns those that a worker reads; they can be paused and resumed."""
+        return Queues(self)
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """The periodic tasks: what comes next, and changes while beat runs."""
+        found: Schedules = symbol_by_name("umbel.periodic.editing:Schedules")(self)
+        return found
+
+    @cached_property
     def control(self) -> Any:
         """What can be asked of the workers: :class:`umbel.control.Control`."""
         return symbol_by_name(self._components["control"] or Control)(self)
+
+    @cached_property
+    def events(self) -> Any:
+        """What sends events and listens to them: :class:`umbel.events.Events`."""
+        return symbol_by_name(self._components["events"] or "umbel.events:Events")(self)
 
     @cached_property
     def oid(self) -> str:
@@ -220,8 +259,7 @@ class Umbel(Declaring, Configuring, Connecting):
     def start(self, argv: Sequence[str] | None = None) -> Any:
         """Run the ``umbel`` command for this app; ``argv`` is what follows the program's name."""
         # The command line is above this layer; it is found by name, as a user's class would be.
-        cli, target = symbol_by_name("umbel.cli.main:cli"), symbol_by_name("umbel.cli.options:Target")()
-        target.load = lambda **_: self
+        cli, target = symbol_by_name("umbel.cli.main:cli"), symbol_by_name("umbel.cli.options:Target")(self)
         arguments = list(sys.argv[1:] if argv is None else argv)
         return cli.main(args=arguments, prog_name="umbel", obj=target, standalone_mode=False)
 
@@ -231,6 +269,22 @@ class Umbel(Declaring, Configuring, Connecting):
         if "worker" not in arguments:
             raise ValueError("worker_main needs the sub-command 'worker' in argv; use start() for other commands")
         return self.start(arguments)
+
+    def start_background(
+        self, *, worker: bool = True, beat: bool = True, timeout: float = 10.0, **options: Any
+    ) -> Background:
+        """Run tasks, and send periodic ones, in threads of this process; return what stops them, also as a block.
+
+        For a program that wants no process beside it, such as a web server or a script. Each process that calls this
+        has a worker of its own, and any number may have a beat. Call it after a fork, not before.
+
+        ``options`` are those of the ``worker`` command; the pool is ``threads`` unless ``asyncio`` or ``solo`` is
+        asked for. Raises :exc:`OperationalError` if the broker cannot be reached within ``timeout`` seconds, and
+        :exc:`ImproperlyConfigured`.
+        """
+        start = symbol_by_name("umbel.worker.background:start")
+        found: Background = start(self, worker=worker, beat=beat, timeout=timeout, options=options)
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -242,7 +296,11 @@ class Umbel(Declaring, Configuring, Connecting):
         return f"<{type(self).__name__} {self.main or '__main__'}:{id(self):#x}>"
 
     def __reduce__(self) -> Any:
-        return _unpickle, (type(self), self.main, self.conf.changes, self.set_as_current, self.module_file)
+        conf = self.conf
+        own = {"module_file": self.module_file}
+        if "task_cls" in vars(self):
+            own["task_cls"] = self.task_cls
+        return _unpickle, (type(self), self.main, conf.changes, self.set_as_current, own, conf.loaded_from)
 
 
 Celery = Umbel
@@ -254,14 +312,24 @@ def _check_options(options: Iterable[str], namespace: str | None) -> None:
         if canonical(name, namespace) is None and mistake(name, namespace) is None:
             known = [*inspect.signature(Umbel.__init__).parameters, *ROWS]
             advice = did_you_mean(name, known) or "; a value of your own belongs into app.conf.update({...})"
-            raise ImproperlyConfigured(f"unknown option {name!r} in the constructor{advice}")
+            text = f"unknown option {name!r} in the constructor{advice}"
+            if not aliased.active:
+                raise ImproperlyConfigured(text)
+            warnings.warn(CeleryWarning(text), stacklevel=3)
 
 
 def _unpickle(
-    cls: type[Umbel], main: str | None, changes: Mapping[str, Any], set_as_current: bool, module_file: str | None
+    cls: type[Umbel],
+    main: str | None,
+    changes: Mapping[str, Any],
+    set_as_current: bool,
+    own: Mapping[str, Any],
+    loaded_from: Mapping[str, Any],
 ) -> Umbel:
     app = cls(main, changes=changes, set_as_current=set_as_current)
-    app.module_file = module_file
+    vars(app).update(own)
+    if loaded_from:
+        app.conf.load_object(**loaded_from)
     return app
 
 
@@ -269,7 +337,7 @@ def _call(call: Any, options: Mapping[str, Any]) -> tuple[Any, Any, Any, dict[st
     if isinstance(call, Signature | str) or not isinstance(call, tuple | list):
         call = (call,)
     task, args, kwargs = (*call, None, None)[:3]
-    if not isinstance(task, Signature):
+    if isinstance(task, Canvas) or not isinstance(task, Signature):
         return task, args, kwargs, dict(options)
     args, kwargs, merged = task._merge(args, kwargs, options)
     return task._registered() or task["task"], args, kwargs, merged
@@ -280,3 +348,4 @@ def _default_app() -> Umbel:
 
 
 current.set_app_factory(_default_app)
+current.connect_on_app_finalize(add_builtin_tasks)

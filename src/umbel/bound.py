@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, Final, Self
 
 from umbel.context import Context
@@ -39,7 +39,7 @@ FROM_CONFIG: Final = {
 # A change of any of these makes what was remembered for sending wrong.
 _PLANNED: Final = frozenset(FROM_CONFIG) | {
     "queue", "exchange", "routing_key", "expires", "delivery_mode", "compression", "immediate", "mandatory", "typing",
-    "name",
+    "name", "sensitive",
 }  # fmt: skip
 
 
@@ -155,6 +155,8 @@ class BoundTask(Handlers):
     throws: tuple[type[BaseException], ...] = ()
     #: Seconds after which a call that has not started is dropped.
     expires: Any = None
+    #: What is shown to nobody: True for the arguments and the result, or the names of parameters.
+    sensitive: bool | str | Collection[str] = False
     #: The longest representation of a result in logs and events.
     resultrepr_maxsize: int = 1024
     abstract: bool = True

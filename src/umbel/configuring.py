@@ -11,7 +11,7 @@ from umbel.clock import SYSTEM_CLOCK
 from umbel.interfaces import Clock
 from umbel.settings import Settings
 from umbel.signals import Signal
-from umbel.signature import Signature, reprcall
+from umbel.signatures import Signature, reprcall
 
 
 class Configuring:

@@ -14,15 +14,18 @@ from typing import Any, Final
 
 from umbel import current
 from umbel.connection_options import backend_options, broker_options
-from umbel.drivers import Urls, choose, open_backend, open_broker
+from umbel.drivers import Urls, choose, open_backend, open_broker, sends_results
 from umbel.interfaces import Broker, Clock, Middleware, Outgoing, Published, QueueSpec, ResultBackend, ResultRecord
 from umbel.meta import accepted, decode_meta, encode_meta
 from umbel.publishing import Plan, publish_with_retries
 from umbel.routing import Router
+from umbel.sensitive import veil_of
 from umbel.settings import Settings
 from umbel.splitting import SplitBroker
 from umbel.utils.identity import uuid
 from umbel.waiting import Waiter
+
+Publish = Callable[[Sequence[Outgoing]], Sequence[Published]]
 
 _inherited: Final[list[Any]] = []
 
@@ -46,6 +49,7 @@ class Connecting:
         self._backend_url: Any = _UNSET
         self._waiter: Waiter | None = None
         self._thread = threading.local()
+        self._reply_to = ""  # of this process, where results are sent
         self._plans: dict[str, Plan] = {}
         self._router: tuple[int, Router] | None = None
 
@@ -72,13 +76,17 @@ class Connecting:
         return self._broker is not None
 
     def _open_broker(self) -> Broker:
+        # Without the lock: where a server is silent each thread would wait for all before it. The first one is kept.
+        broker = self.make_broker()
+        broker.open()
         with self._connecting:
             if self._broker is None:
-                broker = self.make_broker()
-                broker.open()
                 current.register_app(self)
                 self._broker = broker
-            return self._broker
+            kept = self._broker
+        if kept is not broker:
+            broker.close()
+        return kept
 
     def make_broker(self) -> Broker:
         """Return a new broker by these settings, not connected.
@@ -86,11 +94,16 @@ class Connecting:
         Where ``broker_read_url`` and ``broker_write_url`` differ it reads at the one and publishes at the other.
         """
         urls, options = self.urls, broker_options(self.conf)
+        options["find_queue"] = self._find_queue
 
         def at(url: Any) -> Broker:
             return open_broker(url, options=options, clock=self.clock, app_name=self.main or "")
 
         return at(urls.write) if urls.read == urls.write else SplitBroker(at(urls.read), at(urls.write))
+
+    def _find_queue(self, name: str) -> QueueSpec | None:
+        """Say how a queue is to be declared that a driver meets for the first time."""
+        return self.router.queues.get(name)
 
     @property
     def backend(self) -> ResultBackend | None:
@@ -143,15 +156,17 @@ class Connecting:
             task_id,
             state,
             result,
-            traceback,
+            traceback if conf.result_store_traceback else None,
             date_done=self.clock.now(),
             request=request,
             extended=conf.result_extended,
+            veil=veil_of(task),
             serializer=conf.result_serializer,
             compression=conf.result_compression,
         )
         expires = conf.seconds("result_expires") or None
-        backend.store(ResultRecord(task_id=task_id, state=state, payload=payload, expires=expires))
+        reply_to = getattr(request, "reply_to", None) or ""
+        backend.store(ResultRecord(task_id=task_id, state=state, payload=payload, expires=expires, reply_to=reply_to))
 
     # -- queues --------------------------------------------------------------------------------------------------
 
@@ -163,10 +178,6 @@ class Connecting:
             router = Router(self.conf)
             self._router = self.conf.version, router
         return self._router[1]
-
-    def queues(self, names: Sequence[str] | str | None = None) -> list[QueueSpec]:
-        """Return the queues of these names, or those that a worker reads by default."""
-        return self.router.select(names)
 
     def queue_for(self, name: str, options: Mapping[str, Any] | None = None) -> QueueSpec:
         """Return the queue that a call of this task with these options goes to."""
@@ -218,20 +229,30 @@ class Connecting:
         timeout = timeout or self.conf.publish_timeout
         if not self.middlewares:
             return publish_with_retries(self, outgoings, retry=retry, policy=policy, timeout=timeout)
-        send: Callable[[Sequence[Outgoing]], Sequence[Published]] = partial(
-            publish_with_retries, self, retry=retry, policy=policy, timeout=timeout
-        )
+        send: Publish = partial(publish_with_retries, self, retry=retry, policy=policy, timeout=timeout)
+        return self.through_middlewares(send)(outgoings)
+
+    def through_middlewares(self, send: Publish) -> Publish:
+        """Return what hands messages to ``send`` through the middlewares, the first of them outermost."""
         for middleware in reversed(self.middlewares):
             send = partial(middleware.publish, call_next=send)
-        return send(outgoings)
+        return send
 
     @property
     def thread_oid(self) -> str:
-        """An id of this app in this thread; where replies to this thread's calls go."""
+        """An id of this app in this thread; where replies to this thread's calls go.
+
+        All threads have the same one where results are sent: each address is a queue of the server.
+        """
         try:
             oid: str = self._thread.oid
         except AttributeError:
-            oid = self._thread.oid = uuid()
+            oid = uuid()
+            if sends_results(self.urls.backend) and self.backend is not None:
+                with self._connecting:
+                    oid = self._reply_to = self._reply_to or oid
+                self.backend.expect(oid)
+            self._thread.oid = oid
         return oid
 
     def close(self) -> None:

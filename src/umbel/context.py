@@ -73,6 +73,8 @@ class Context:
 
     _children: list[Any] | None = None
     _protected: bool = False
+    #: Where this attempt says how far it is (:mod:`umbel.progress`), once it did.
+    _progress: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.update(*args, **kwargs)
@@ -194,7 +196,7 @@ class Context:
 _KNOWN: Final = frozenset(Context.__annotations__) | {"children"}
 _OWN: Final = frozenset(
     {"report_state", "outgoings", "override_max_retries", "_children", "_protected", "children", "is_eager", "loglevel"}
-    | {"logfile", "update", "clear", "get", "as_execution_options", "from_call"}
+    | {"_progress", "logfile", "update", "clear", "get", "as_execution_options", "from_call"}
 )
 
 

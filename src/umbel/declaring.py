@@ -15,6 +15,7 @@ from umbel.exceptions import DuplicateTaskNameWarning
 from umbel.loading import autodiscover, import_modules, symbol_by_name
 from umbel.registry import TaskRegistry, gen_task_name, qualname
 from umbel.retrying import add_autoretry_behaviour
+from umbel.sensitive import veil_of
 from umbel.task import Task
 from umbel.utils.proxy import Proxy
 
@@ -127,6 +128,7 @@ class Declaring:
         self.registry[task.name] = task
         self.forget_plan(task)
         task.bind(self)
+        veil_of(task)  # now, so that a name that is no parameter is told where the task is declared
         return task
 
     # -- the registry --------------------------------------------------------------------------------------------

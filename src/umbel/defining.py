@@ -11,6 +11,7 @@ from umbel.current import connect_on_app_finalize
 from umbel.exceptions import DuplicateTaskNameWarning
 from umbel.registry import qualname
 from umbel.retrying import add_autoretry_behaviour
+from umbel.sensitive import veil_of
 
 _PYDANTIC = ("pydantic", "pydantic_strict", "pydantic_context", "pydantic_dump_kwargs")
 
@@ -75,6 +76,7 @@ def task_from_function(
     app.registry[name] = task
     app.forget_plan(task)
     task.bind(app)
+    veil_of(task)  # now, so that a name that is no parameter is told where the task is declared
     add_autoretry_behaviour(task, **options)
     return task
 

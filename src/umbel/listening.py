@@ -109,20 +109,21 @@ class Listener:
         Blocks for no longer than ``deadline``, also where the backend does not answer (but see LEAST_PATIENCE). A
         caller without a deadline gets :exc:`OperationalError` once the backend has been away for too long.
         """
-        while not wait.inbox:
-            remaining = READ_SECONDS if until is None else min(until - self._clock.monotonic(), READ_SECONDS)
-            if remaining <= 0:
-                break
-            if self._take_lead(wait):
-                try:
-                    self._read(wait, remaining, deadline)
-                finally:
-                    self._give_lead()
-            else:
-                self._clock.wait(wait.event, remaining)
-                wait.event.clear()
-        with self._lock:
-            self._followers.pop(wait, None)
+        try:
+            while not wait.inbox:
+                remaining = READ_SECONDS if until is None else min(until - self._clock.monotonic(), READ_SECONDS)
+                if remaining <= 0:
+                    break
+                if self._take_lead(wait):
+                    try:
+                        self._read(wait, remaining, deadline)
+                    finally:
+                        self._leader = None
+                else:
+                    self._clock.wait(wait.event, remaining)
+                    wait.event.clear()
+        finally:
+            self._leave(wait)
         items = []
         while wait.inbox:
             items.append(wait.inbox.popleft())
@@ -137,12 +138,16 @@ class Listener:
             self._followers[wait] = None
             return False
 
-    def _give_lead(self) -> None:
+    def _leave(self, wait: Wait) -> None:
+        """Let this one go, and have another read if nobody does.
+
+        Everybody who leaves sees to that: one who was called upon to read may find that it has what it came for.
+        """
         with self._lock:
-            self._leader = None
-            follower = next(iter(self._followers), None)
-        if follower is not None:
-            follower.event.set()
+            self._followers.pop(wait, None)
+            heir = next(iter(self._followers), None) if self._leader is None else None
+        if heir is not None:
+            heir.event.set()
 
     def _read(self, wait: Wait, timeout: float, deadline: float | None) -> None:
         """Read once, for everybody. Only the leader calls this."""

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import MAXYEAR, UTC, datetime, timedelta, tzinfo
+from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
@@ -19,10 +20,12 @@ from umbel.current import Frame, worker_frame
 from umbel.drivers import mask
 from umbel.exceptions import BrokerError, OperationalError, PublishUnknown
 from umbel.interfaces import QUEUED, Outgoing, Published, PublishStatus
+from umbel.loading import symbol_by_name
 from umbel.message import Message, checked_id, encode_call
-from umbel.routing import Destination
-from umbel.serialization import compress, dumps
-from umbel.signature import as_list
+from umbel.routing import Destination, Router
+from umbel.sensitive import veil_of
+from umbel.serialization import compress, dumps, refuse_unsafe
+from umbel.signatures import as_list
 from umbel.signing import sign_batch
 from umbel.template import Template
 from umbel.utils.identity import uuid
@@ -49,13 +52,16 @@ _OPTIONS: Final = frozenset({
     "soft_time_limit", "stamped_headers", "task_id", "task_type", "time_limit", "timeout", "unique", "unique_ttl",
 })  # fmt: skip
 
+# Brokers know these, and no worker would give up the key or open the gate.
+_UNSERVED: Final = frozenset({"gate", "unique", "unique_ttl"})
+
 
 class Plan:
     """What is the same for every call of one task while neither the configuration nor the task changes."""
 
     __slots__ = (
         "check", "defaults", "destination", "eager", "inherits_priority", "max_size", "name", "plain", "protocol",
-        "retry", "router", "task", "template", "timeout", "timezone", "version",
+        "retry", "router", "sent", "task", "template", "timeout", "timezone", "veil", "version",
     )  # fmt: skip
 
     def __init__(self, app: Any, name: str, task: Any) -> None:
@@ -82,14 +88,19 @@ class Plan:
             defaults.update((key, value) for key, value in own.items() if value is not None)
         if defaults.get("priority") is None:
             defaults["priority"] = conf.task_default_priority
+        if task is not None and task._custom_result:
+            defaults["result_cls"] = task.AsyncResult
         self.defaults = defaults
         self.check: Callable[[Any, Any], None] | None = None
         if task is not None and task.__header__ is not None:
             self.check = task.__header__.check if (app.strict_typing if task.typing is None else task.typing) else None
+        self.veil = veil_of(task)
         self.plain: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.eager = bool(conf.task_always_eager)
         self.inherits_priority = bool(conf.task_inherit_parent_priority)
         self.protocol: int = conf.task_protocol
+        sent = conf.task_send_sent_event
+        self.sent = partial(symbol_by_name("umbel.events.sent:tell_sent"), app) if sent else None
         self.max_size: int = conf.max_message_size
         self.retry: tuple[bool, Mapping[str, Any]] = conf.task_publish_retry, conf.task_publish_retry_policy or {}
         self.timeout = float(conf.publish_timeout)
@@ -98,7 +109,7 @@ class Plan:
             # What the usual call, one without options, looks like.
             self.plain = _vary(app, self, "", {}, defaults, None)
         self.template: Template | None = None
-        if self.plain is not None and _form(self.plain[0]) == ("json", None, 2, None):
+        if self.plain is not None and self.veil is None and _form(self.plain[0]) == ("json", None, 2, None):
             self.template = Template(self.plain[0])
 
     def merge(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +174,13 @@ def assemble(
             return Outgoing(message=message, task_id=task_id, **address)
     else:
         fields, address = _vary(app, plan, task_id, options, merged, frame)
+    if plan.veil is not None:
+        args_shown, kwargs_shown = plan.veil.reprs(args, kwargs)
+        fields = {
+            **fields,
+            "argsrepr": fields.get("argsrepr") or args_shown,
+            "kwargsrepr": fields.get("kwargsrepr") or kwargs_shown,
+        }
     message = encode_call(
         id=task_id,
         args=args,
@@ -188,6 +206,7 @@ def _vary(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a call's options make of its message, and of where and when it goes."""
     get = merged.get
+    refuse_unsafe(merged["serializer"], app.conf, f"the serializer of task {plan.name}")
     where = plan.destination_of(merged, options)
     root_id, parent_id, priority = _family(plan, options, get("priority"), frame)
     hard, soft = get("time_limit"), get("soft_time_limit")
@@ -224,9 +243,13 @@ def _vary(
         fields["expires"], fields["expiration"] = _expiry(app, plan, task_id, merged["expires"])
     if options:
         fields.update(_callbacks_and_stamps(options, get))
+        if fields["chord"] is not None or fields["chain"]:
+            # A broker that drops it tells nobody, and its chord or chain would never end: a worker is to see it.
+            fields.pop("expiration", None)
         if fields["retries"] or fields["replaced_task_nesting"]:
             address["attempt"] = f"{fields['retries']}\n{fields['replaced_task_nesting']}"
-        address.update((key, options[key]) for key in ("unique", "unique_ttl", "gate") if options.get(key) is not None)
+        if not _UNSERVED.isdisjoint(options):
+            _refuse_unserved(plan, options)
     return fields, address
 
 
@@ -253,8 +276,8 @@ def _callbacks_and_stamps(options: Mapping[str, Any], get: Any) -> dict[str, Any
         "shadow": get("shadow"),
         "chain": get("chain"),
         "chord": get("chord"),
-        "callbacks": as_list(get("link")),
-        "errbacks": as_list(get("link_error")),
+        "callbacks": _signatures("link", get("link")),
+        "errbacks": _signatures("link_error", get("link_error")),
         "origin": get("origin"),
         "argsrepr": get("argsrepr"),
         "kwargsrepr": get("kwargsrepr"),
@@ -262,12 +285,29 @@ def _callbacks_and_stamps(options: Mapping[str, Any], get: Any) -> dict[str, Any
     }
     if stamped:
         rest["stamped_headers"] = list(stamped)
-        rest["stamps"] = {header: as_list(options.get(header)) for header in stamped}
+        rest["stamps"] = {header: options.get(header) for header in stamped}
     if not _OPTIONS.issuperset(options):
         unknown = {key: options[key] for key in options if key not in _OPTIONS and key not in stamped}
         if unknown:
             rest["properties"] = unknown
     return rest
+
+
+def _refuse_unserved(plan: Plan, options: Mapping[str, Any]) -> None:
+    for option in sorted(_UNSERVED & options.keys()):
+        if options[option] is not None:
+            raise ValueError(
+                f"task {plan.name}: {option}={options[option]!r} is not available: no worker would free it again, and "
+                "tasks would wait or be left out for ever; leave the option out"
+            )
+
+
+def _signatures(option: str, given: Any) -> list[Any] | None:
+    found = as_list(given)
+    for each in found or ():
+        if not isinstance(each, Mapping):
+            raise TypeError(f"{option} takes signatures such as task.s(2), not {each!r:.100}")
+    return found
 
 
 # -- moments -----------------------------------------------------------------------------------------------------
@@ -336,6 +376,11 @@ class Dispatch(msgspec.Struct, eq=False):
     merged: Mapping[str, Any]
     frame: Frame | None
 
+    def send_within(self, app: Any, timeout: float) -> None:
+        """Do :meth:`send` in this many seconds, whatever the options say."""
+        self.options = {**self.options, "timeout": timeout}
+        self.send(app)
+
     def send(self, app: Any) -> None:
         """Publish it, telling whoever is connected to the signals. Blocks for at most the publish timeout."""
         self.announce()
@@ -345,8 +390,10 @@ class Dispatch(msgspec.Struct, eq=False):
 
     def result(self, app: Any) -> Any:
         """Return the result object of the call, and add it to the running task's children."""
-        make = self.merged.get("result_cls") or app.AsyncResult
-        result = make(self.outgoing.task_id, task_name=self.plan.name)
+        make = self.merged.get("result_cls")
+        task_id = self.outgoing.task_id
+        # One of the user's own need not take more than the id: Celery gives it no more.
+        result = app.AsyncResult(task_id, task_name=self.plan.name) if make is None else make(task_id)
         if self.merged.get("ignore_result"):
             result.ignored = True
         if self.frame is not None and self.options.get("add_to_parent", True):
@@ -383,7 +430,7 @@ class Dispatch(msgspec.Struct, eq=False):
             body=body,
             exchange=outgoing.exchange,
             routing_key=outgoing.routing_key,
-            declare=[outgoing.queue],
+            declare=[_declared(self.plan.router, outgoing.queue)],
             headers=message.headers,
             properties=message.properties,
             retry_policy=self.policy()["policy"],
@@ -394,7 +441,9 @@ class Dispatch(msgspec.Struct, eq=False):
             message.body = compress(data, compression)[0] if compression else data
 
     def report(self) -> None:
-        """Send ``after_task_publish``, if anybody listens."""
+        """Send ``after_task_publish``, if anybody listens, and the event ``task-sent``, if the settings say so."""
+        if self.plan.sent is not None:
+            self.plan.sent(self.outgoing)
         if not signals.after_task_publish.receivers:
             return
         outgoing, message = self.outgoing, self.outgoing.message
@@ -405,6 +454,11 @@ class Dispatch(msgspec.Struct, eq=False):
             exchange=outgoing.exchange,
             routing_key=outgoing.routing_key,
         )
+
+
+def _declared(router: Router, queue: str) -> Any:
+    """Return a queue in the shape that receivers of ``before_task_publish`` know."""
+    return symbol_by_name("umbel.celery.amqp:queue_of")(router.queues[queue])
 
 
 def prepare(app: Any, plan: Plan, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Dispatch:

@@ -8,6 +8,7 @@ talks to a broker.
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -18,7 +19,16 @@ from umbel.exceptions import ImproperlyConfigured, QueueNotFound
 from umbel.interfaces import QueueSpec
 from umbel.loading import symbol_by_name
 
+logger = logging.getLogger("umbel.routing")
+
 _QUEUE_FIELDS = frozenset(QueueSpec.__struct_fields__)
+#: Options of a queue, as kombu names them: the argument of the server, and by what the value is multiplied for it.
+_LIMITS: Final[Mapping[str, tuple[str, int]]] = {
+    "expires": ("x-expires", 1000),
+    "message_ttl": ("x-message-ttl", 1000),
+    "max_length": ("x-max-length", 1),
+    "max_length_bytes": ("x-max-length-bytes", 1),
+}
 
 
 class Route(Protocol):
@@ -115,6 +125,15 @@ def queue_spec(value: Any, *, name: str | None = None) -> QueueSpec:
         raise ImproperlyConfigured(f"task_queues: {value!r} is not a queue: give a name, a mapping or a Queue")
     exchange = getattr(value, "exchange", None)
     arguments = dict(getattr(value, "queue_arguments", None) or {})
+    arguments.update(_limits({option: getattr(value, option, None) for option in _LIMITS}))
+    alias = getattr(value, "alias", None)
+    if alias and getattr(exchange, "type", None) == "fanout":
+        logger.warning(
+            "task_queues: of Broadcast(%r) each worker has its queue here, but a route with queue=%r does not lead to "
+            "them: it means an ordinary queue of that name",
+            alias,
+            alias,
+        )
     return QueueSpec(
         name=value.name,
         exchange=str(getattr(exchange, "name", exchange) or ""),
@@ -132,6 +151,7 @@ def _spec_of_mapping(value: dict[str, Any]) -> QueueSpec:
     fields = {key: item for key, item in value.items() if item is not None}
     exchange = fields.pop("exchange", "")
     arguments = dict(fields.pop("queue_arguments", None) or fields.pop("arguments", None) or {})
+    arguments.update(_limits(fields))
     # Celery's old spelling of the routing key.
     fields.setdefault("routing_key", fields.pop("binding_key", ""))
     return QueueSpec(
@@ -141,6 +161,12 @@ def _spec_of_mapping(value: dict[str, Any]) -> QueueSpec:
         arguments=arguments,
         **{key: item for key, item in fields.items() if key in _QUEUE_FIELDS},
     )
+
+
+def _limits(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the server's arguments that kombu's options of a queue mean."""
+    given = {option: options[option] for option in _LIMITS if options.get(option) is not None}
+    return {_LIMITS[option][0]: int(float(value) * _LIMITS[option][1]) for option, value in given.items()}
 
 
 _LONGEST_NAME: Final = 255
@@ -230,9 +256,22 @@ def _matches(spec: QueueSpec, routing_key: str) -> bool:
         return True
     if spec.exchange_type != "topic":
         return spec.routing_key == routing_key
-    # In a topic pattern * is one word and # is any number of words, none included.
-    pattern = re.escape(spec.routing_key).replace(r"\*", r"[^.]+").replace(r"\#", ".*").replace(r"\..*", r"(\..*)?")
-    return re.fullmatch(pattern, routing_key) is not None
+    pattern, words = ((key.split(".") if key else []) for key in (spec.routing_key, routing_key))
+    return _matches_words(pattern, words)
+
+
+def _matches_words(pattern: Sequence[str], words: Sequence[str]) -> bool:
+    """Say whether a topic pattern matches: * is one word and # is any number of words, none included."""
+    # What the first so many words of the pattern may match, as numbers of words of the key.
+    reached = {0}
+    for part in pattern:
+        if part == "#":
+            reached = set(range(min(reached), len(words) + 1))
+        else:
+            reached = {at + 1 for at in reached if at < len(words) and part in ("*", words[at])}
+        if not reached:
+            return False
+    return len(words) in reached
 
 
 class Router:

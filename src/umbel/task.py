@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast, overload
 
 from umbel import asyncio as off_loop
 from umbel.composing import Composing
 from umbel.context import Context
 from umbel.current import denied_join_result, pop_frame, push_frame, top_frame
 from umbel.eager import apply_eagerly, round_trip
+from umbel.progress import report_of, track, track_async
 from umbel.publishing import Dispatch, prepare
 from umbel.retrying import next_call, retry_task
-from umbel.signature import Signature, signature
+from umbel.signatures import Signature, signature
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec, TypeVar
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P", default=...)
     R = TypeVar("R", default=Any)
+    T = TypeVar("T")
 else:
     from typing import ParamSpec, TypeVar
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    T = TypeVar("T")
 
 __all__ = ["Context", "Task"]
 
@@ -40,10 +43,14 @@ class Task(Composing, Generic[P, R]):
 
     __header__: ClassVar[Any] = None
     _custom_call: ClassVar[bool] = False
+    _custom_apply_async: ClassVar[bool] = False
+    _custom_result: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls._custom_call = cls.__call__ is not Task.__call__
+        cls._custom_apply_async = cls.apply_async is not Task.apply_async
+        cls._custom_result = cls.AsyncResult is not Task.AsyncResult
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The body. A class-based task defines it; it may be a coroutine function."""
@@ -131,12 +138,17 @@ class Task(Composing, Generic[P, R]):
 
         If it is cancelled the task may or may not have been sent.
         """
-        app = self.app
+        app, timeout = self.app, options.get("timeout")
+        if self._custom_apply_async and type(self).aapply_async is Task.aapply_async:
+            # Its class has something to do with each call.
+            return await off_loop.send(
+                app, timeout, lambda left: self.apply_async(args, kwargs, **{**options, "timeout": left})
+            )
         dispatch = self._prepare(app, args, kwargs, options)
         if dispatch is None:
             eager = await off_loop.run(lambda: self._apply_now(args, kwargs, options))
             return cast("AsyncResult[R]", eager)
-        await off_loop.run(lambda: dispatch.send(app))
+        await off_loop.send(app, timeout, lambda left: dispatch.send_within(app, left))
         return cast("AsyncResult[R]", dispatch.result(app))
 
     def apply(
@@ -196,6 +208,37 @@ class Task(Composing, Generic[P, R]):
             report(task_id, state, meta)
         else:
             self.app.store_state(self, task_id, state, meta, request if task_id == request.id else None)
+
+    def progress(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        """Say how far the running attempt is: ``self.progress(3, 10, "resizing")``. Waits for no store.
+
+        The newest is stored as the state ``PROGRESS``, at most ten times a second, until the attempt ends. Nothing is
+        stored where the result is ignored. Raises :exc:`TypeError` or :exc:`ValueError` for what is no amount.
+
+        :param total: how much there is; None if nobody knows.
+        :param text: what is being done; None leaves it as it was.
+        """
+        report_of(self).tell(done, total, text)
+
+    @overload
+    def track(self, iterable: Iterable[T], total: float | None = None, text: str | None = None) -> Iterator[T]: ...
+    @overload
+    def track(
+        self, iterable: AsyncIterable[T], total: float | None = None, text: str | None = None
+    ) -> AsyncIterator[T]: ...
+    def track(self, iterable: Any, total: float | None = None, text: str | None = None) -> Any:
+        """Return the items one by one, and do :meth:`progress` for each that was dealt with.
+
+        ``total`` is the length of the iterable where it has one. Go through an asynchronous one with ``async for``.
+        """
+        steps: Any = track if hasattr(iterable, "__iter__") or not hasattr(iterable, "__aiter__") else track_async
+        return steps(report_of(self), iterable, total, text)
+
+    def send_event(self, type_: str, retry: bool = True, retry_policy: Any = None, **fields: Any) -> None:
+        """Send an event of the running attempt, such as ``self.send_event("task-progress", done=3)``."""
+        request = self.request
+        with self.app.events.default_dispatcher(hostname=request.hostname) as dispatcher:
+            dispatcher.send(type_, uuid=request.id, **fields)
 
     # -- signatures and results ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import msgspec
 from umbel.compression import DEFAULT_LIMIT
 from umbel.envelope import Message, encode_envelope
 from umbel.jsoncodec import encode_text
+from umbel.nesting import too_deep
 from umbel.saferepr import saferepr
 from umbel.writing import NO_FOLLOW_UPS, encode_call, origin_name
 
@@ -50,13 +51,15 @@ class Template:
     def write(self, id: str, args: Sequence[Any], kwargs: Mapping[str, Any], reply_to: str) -> Message:
         """Return the message of one call.
 
-        What the arguments raise when they are encoded comes through as it is; ``OverflowError`` if they are too long.
+        What the arguments raise when they are encoded comes through as it is; ``OverflowError`` if they are too long
+        or nested too deeply.
         """
-        body = f"[{encode_text(args)}, {encode_text(kwargs) if kwargs else '{}'}, {NO_FOLLOW_UPS}]"
-        if len(body) > self._max_size:
+        text = f"[{encode_text(args)}, {encode_text(kwargs) if kwargs else '{}'}, {NO_FOLLOW_UPS}]"
+        body = text.encode("ascii")
+        if len(body) > self._max_size or too_deep(body):
             raise OverflowError(len(body))
         values = (
-            binascii.b2a_base64(body.encode("ascii"), newline=False),
+            binascii.b2a_base64(body, newline=False),
             id.encode("ascii"),
             _quoted(saferepr(args)) if args else b'"()"',
             _quoted(saferepr(kwargs)) if kwargs else b'"{}"',

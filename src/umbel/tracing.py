@@ -2,7 +2,8 @@
 
     enter: request pushed, task_prerun, before_start
     body
-    leave: on_success | on_failure | on_retry, its signal, its log line, after_return, task_postrun, request popped
+    leave: on_success | on_failure | on_retry, its signal, its log line, after_return (of a success or a failure),
+           task_postrun, request popped
 
 The worker and eager calls share this code; what becomes of the outcome (stored, published, settled) is theirs.
 Nothing here touches a broker or a backend.
@@ -18,6 +19,7 @@ import threading
 import time
 import traceback as traceback_module
 import uuid
+import weakref
 from collections.abc import Callable, Coroutine
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -28,6 +30,7 @@ from umbel import signals, states
 from umbel.context import Context
 from umbel.exceptions import Ignore, Reject, Retry, Terminated
 from umbel.message import saferepr
+from umbel.sensitive import HIDDEN, veil_of
 from umbel.utils.text import one_line
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ IGNORED = "Task %(name)s[%(id)s] ignored"
 TERMINATED = "Task %(name)s[%(id)s] terminated"
 REJECTED = "Task %(name)s[%(id)s] %(exc)s"
 _LONGEST_REPR = 1 << 16
+#: The states in which a task has returned; after the others it runs again, or something else decides about it.
+_RETURNED = frozenset({states.SUCCESS, states.FAILURE})
 
 
 class ExceptionInfo:
@@ -50,7 +55,16 @@ class ExceptionInfo:
 
     __slots__ = ("exception", "internal", "tb", "traceback", "type")
 
-    def __init__(self, exception: BaseException, *, internal: bool = False) -> None:
+    def __init__(
+        self,
+        exception: BaseException | tuple[Any, BaseException, Any] | None = None,
+        internal: bool = False,
+    ) -> None:
+        """Describe an exception, or a triple as :func:`sys.exc_info` gives it, or what is being handled now."""
+        if not isinstance(exception, BaseException):
+            exception = (exception or sys.exc_info())[1]
+        if exception is None:
+            raise ValueError("ExceptionInfo needs an exception, or to be made in an except block")
         self.exception = exception
         self.type = type(exception)
         self.tb = exception.__traceback__
@@ -87,6 +101,8 @@ class Traced(msgspec.Struct, kw_only=True, eq=False):
     result: Any = None
     einfo: ExceptionInfo | None = None
     runtime: float = 0.0
+    #: What ``finish`` has made of it; a worker's settlement.
+    made: Any = None
 
     @property
     def traceback(self) -> str | None:
@@ -94,19 +110,27 @@ class Traced(msgspec.Struct, kw_only=True, eq=False):
         return self.einfo.traceback if self.einfo is not None else None
 
 
+#: Returns what runs the attempts of a task in place of :meth:`Attempt.run`, or None; set where others may wrap them.
+around_of: Callable[[Any], Callable[[Attempt], Traced] | None] | None = None
+
+
 class TaskPlan:
     """What is asked of one task at every attempt, looked up once: hooks that are not overridden are not called."""
 
-    __slots__ = ("after_return", "before_start", "fun", "is_coroutine", "on_failure", "on_retry", "on_success", "task")
+    __slots__ = ("after_return", "around", "before_start", "fun", "is_coroutine", "on_failure", "on_retry",
+                 "on_success", "task", "veil")  # fmt: skip
 
     def __init__(self, task: Any) -> None:
         base = _root_task(type(task))
         self.task = task
+        # First, for it may change the task.
+        self.around = None if around_of is None else around_of(task)
         # A task's own __call__ (Flask's ContextTask pattern) wraps run; the plain one would only push a request again.
         self.fun: Callable[..., Any] = task if _overrides(task, base, "__call__") else task.run
         self.is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(task.run)) or inspect.iscoroutinefunction(
             task.run
         )
+        self.veil = veil_of(task)
         self.before_start = _hook(task, base, "before_start")
         self.on_success = _hook(task, base, "on_success")
         self.on_failure = _hook(task, base, "on_failure")
@@ -132,6 +156,9 @@ def _hook(task: Any, base: type, name: str) -> Callable[..., Any] | None:
 
 _runners = threading.local()
 
+#: Tasks of a loop that their executor has cancelled because it stops: it decides what becomes of their messages.
+given_up: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine task in a thread that has no loop running, on a loop kept for that thread."""
@@ -142,6 +169,13 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         runner = _runners.runner = asyncio.Runner()
     # A Runner keeps the context of its first run; each task must see its own request.
     return runner.run(coroutine, context=contextvars.copy_context())
+
+
+def end_thread() -> None:
+    """Close the loop that :func:`run_coroutine` has kept for this thread, which ends."""
+    runner: asyncio.Runner | None = vars(_runners).pop("runner", None)
+    if runner is not None:
+        runner.close()
 
 
 class BodyGuard(Protocol):
@@ -159,7 +193,7 @@ class BodyGuard(Protocol):
 class Attempt:
     """One attempt. ``run`` and ``run_async`` never raise for what user code does; use each attempt once."""
 
-    __slots__ = ("app", "args", "context", "guard", "kwargs", "plan", "started")
+    __slots__ = ("app", "args", "context", "finish", "guard", "kwargs", "plan", "started")
 
     def __init__(
         self,
@@ -169,10 +203,15 @@ class Attempt:
         args: Any,
         kwargs: dict[str, Any],
         guard: BodyGuard | None = None,
+        finish: Callable[[Context, Traced], Traced] | None = None,
     ) -> None:
-        """Prepare; nothing is run. The ``guard`` stands around the body, without the hooks' ends."""
+        """Prepare; nothing is run. The ``guard`` stands around the body, without the hooks' ends.
+
+        :param finish: called after the body, before any hook, with a success; what it returns is how the attempt ends.
+        """
         self.app = app
         self.guard = guard
+        self.finish = finish
         self.plan = plan
         self.context = context
         self.args = args
@@ -195,14 +234,18 @@ class Attempt:
             except BaseException as error:
                 traced = self._failed(error)
             else:
-                traced = Traced(state=states.SUCCESS, result=value, runtime=time.monotonic() - self.started)
+                traced = self._returned(value)
             return self._leave(traced)
         finally:
             self.plan.task.pop_request()
 
     async def run_async(self) -> Traced:
-        """Run a coroutine task on the running loop. Hooks run on the loop too, so they must not block."""
-        from asyncio import CancelledError
+        """Run a coroutine task on the running loop. Hooks run on the loop too, so they must not block.
+
+        Raises :exc:`asyncio.CancelledError` where the loop's task is in :data:`given_up`. Any other cancellation, of
+        something that the body waits for, is an error like others.
+        """
+        from asyncio import CancelledError, current_task
 
         self.plan.task.push_request(self.context)
         try:
@@ -211,13 +254,12 @@ class Attempt:
                 self._enter()
                 body = cast(Coroutine[Any, Any, Any], self.plan.fun(*self.args, **self.kwargs))
                 value = await (body if self.guard is None else self.guard.run_async(body))
-            except CancelledError:
-                # The executor is stopping: whoever cancelled decides what becomes of the message.
-                raise
             except BaseException as error:
+                if isinstance(error, CancelledError) and current_task() in given_up:
+                    raise
                 traced = self._failed(error)
             else:
-                traced = Traced(state=states.SUCCESS, result=value, runtime=time.monotonic() - self.started)
+                traced = self._returned(value)
             return self._leave(traced)
         finally:
             self.plan.task.pop_request()
@@ -234,6 +276,10 @@ class Attempt:
             signals.task_prerun.send(sender=task, task_id=context.id, task=task, args=self.args, kwargs=self.kwargs)
         if self.plan.before_start is not None:
             self.plan.before_start(context.id, self.args, self.kwargs)
+
+    def _returned(self, value: Any) -> Traced:
+        traced = Traced(state=states.SUCCESS, result=value, runtime=time.monotonic() - self.started)
+        return traced if self.finish is None else self.finish(self.context, traced)
 
     def _failed(self, error: BaseException) -> Traced:
         runtime = time.monotonic() - self.started
@@ -265,11 +311,14 @@ class Attempt:
                 logger.warning(REJECTED, self._words(exc=_repr(traced.result)))
             else:
                 logger.info(IGNORED, self._words())
-            if self.plan.after_return is not None:
+            if self.plan.after_return is not None and traced.state in _RETURNED:
                 self.plan.after_return(
                     traced.state, traced.result, self.context.id, self.args, self.kwargs, traced.einfo
                 )
-        except Exception:
+        except BaseException as error:
+            if self.context.is_eager and not isinstance(error, Exception):
+                # What ends a program belongs to the caller.
+                raise
             # A handler's error must not change an outcome that is decided already.
             logger.error("Task handler of %s[%s] raised", self.plan.task.name, self.context.id, exc_info=True)
         if signals.task_postrun.receivers:
@@ -288,10 +337,12 @@ class Attempt:
         if self.plan.on_success is not None:
             self.plan.on_success(traced.result, self.context.id, self.args, self.kwargs)
         if signals.task_success.receivers:
-            signals.task_success.send(sender=self.plan.task, result=traced.result)
+            signals.task_success.send(sender=self.plan.task, result=traced.result, runtime=traced.runtime)
         if logger.isEnabledFor(logging.INFO) and not self.context.is_eager:
             # Celery's repr shows strings as they are; a result must not forge lines of the log.
-            text = one_line(saferepr(traced.result, self.plan.task.resultrepr_maxsize), _LONGEST_REPR)
+            hidden = self.plan.veil is not None and self.plan.veil.everything
+            text = HIDDEN if hidden else saferepr(traced.result, self.plan.task.resultrepr_maxsize)
+            text = one_line(text, _LONGEST_REPR)
             words = self._words(runtime=traced.runtime, return_value=text)
             logger.info(SUCCEEDED, words, extra={"data": words})
 
@@ -327,12 +378,14 @@ class Attempt:
         logger.info(RETRIED, self._words(exc=one_line(retry)))
 
     def _words(self, **more: Any) -> dict[str, Any]:
+        veil = self.plan.veil
+        args, kwargs = (self.args, self.kwargs) if veil is None else veil.values(self.args, self.kwargs)
         return {
             "id": self.context.id,
             # It came with the message, unlike the name of a task that this app has.
             "name": one_line(self.context.shadow) if self.context.shadow else self.plan.task.name,
-            "args": self.args,
-            "kwargs": self.kwargs,
+            "args": args,
+            "kwargs": kwargs,
             "hostname": self.context.hostname,
             **more,
         }
@@ -368,7 +421,10 @@ def run_eager(task: Any, context: Context, args: Any, kwargs: dict[str, Any], *,
     plan = TaskPlan(task)
     attempt = Attempt(task.app, plan, context, args, kwargs)
     # Inside a running loop a coroutine task cannot be run to its end on this thread.
-    traced = _in_thread(attempt) if plan.is_coroutine and _loop_running() else attempt.run()
+    if plan.is_coroutine and _loop_running():
+        traced = _in_thread(attempt)
+    else:
+        traced = attempt.run() if plan.around is None else plan.around(attempt)
     if throw and traced.state in states.PROPAGATE_STATES:
         raise traced.result
     return traced
@@ -389,8 +445,7 @@ def _in_thread(attempt: Attempt) -> Traced:
         except BaseException as error:  # a hook's own; it belongs to the thread that asked
             outcome.append(error)
         finally:
-            if (runner := getattr(_runners, "runner", None)) is not None:
-                runner.close()
+            end_thread()
 
     thread = threading.Thread(target=work, name="umbel-eager")
     thread.start()

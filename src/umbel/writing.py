@@ -11,6 +11,7 @@ from umbel.compression import DEFAULT_LIMIT, compress
 from umbel.envelope import Message
 from umbel.exceptions import EncodeError, ImproperlyConfigured
 from umbel.jsoncodec import encode_text, explain_parts
+from umbel.nesting import TOO_DEEP, too_deep
 from umbel.saferepr import saferepr
 from umbel.serialization import dumps
 
@@ -180,7 +181,10 @@ def _body_v2(
         if serializer == "json":
             after = NO_FOLLOW_UPS if follow_ups == _NOTHING else encode_text(embed)
             text = f"[{encode_text(args)}, {encode_text(kwargs) if kwargs else '{}'}, {after}]"
-            return "application/json", "utf-8", text.encode("ascii")
+            body = text.encode("ascii")
+            if too_deep(body):
+                raise RecursionError(TOO_DEEP)
+            return "application/json", "utf-8", body
         return dumps((args, kwargs, embed), serializer)
     except Exception as error:  # __json__(), pickle hooks and custom serializers are user code: anything may come
         raise _unserializable(fields["task"], _parts(args, kwargs, embed), serializer, error) from error
