@@ -29,7 +29,7 @@ def banner(app: Any, plan: WorkerPlan, where: Transport, kept: str, *, tasks: bo
         ("app", f"{app.main or '__main__'}:{id(app):#x}"),
         ("transport", where.broker),
         ("results", where.results),
-        ("concurrency", _concurrency(plan)),
+        ("concurrency", _concurrency(plan, spawned=plan.start_method == "spawn" and where.features.shared)),
         ("task events", events),
         ("storage", kept),
     ]
@@ -53,9 +53,12 @@ def banner(app: Any, plan: WorkerPlan, where: Transport, kept: str, *, tasks: bo
     return "\n".join(lines)
 
 
-def _concurrency(plan: WorkerPlan) -> str:
+def _concurrency(plan: WorkerPlan, *, spawned: bool) -> str:
+    how = ", spawned" if spawned and plan.pool != "solo" else ""
+    if plan.autoscale is not None:
+        return f"{{min={plan.autoscale[1]}, max={plan.autoscale[0]}}} ({plan.pool}{how})"
     many = f", {plan.processes} processes" if not plan.forks and plan.processes > 1 else ""
-    return f"{plan.total} ({plan.pool}{many})"
+    return f"{plan.total} ({plan.pool}{many}{how})"
 
 
 def _beside(left: list[str], right: list[str]) -> list[tuple[str, str]]:

@@ -6,15 +6,22 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from umbel.cli.errors import EX_CANT_CREATE, EX_CONFIG, Trouble
 from umbel.utils.files import read_small
 
+if sys.platform != "win32":
+    import fcntl
+
 _STARTED = b"1"
 # No sign: to the kernel a negative number is a whole group of processes.
 _PID = re.compile(rb"\s*(\d{1,9})\s*")
+_SLACK = 2.0  # seconds: clocks of file systems are coarse
 _pipes: list[int] = []  # to the process that waits; at most one
 
 
@@ -58,67 +65,94 @@ def detached() -> None:
 
 
 @contextlib.contextmanager
-def pidfile(path: str | None) -> Iterator[None]:
-    """Keep this process's id in a file while the block runs.
+def caught(names: Sequence[str], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have these signals, those of them that this system has, call the handler while the block runs."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
-    Ends the command with exit code 73 if a living process has the file; one left by a dead process is replaced.
+
+@contextlib.contextmanager
+def pidfile(path: str | None) -> Iterator[None]:
+    """Keep this process's id in a file, and a lock on the file, while the block runs.
+
+    Ends the command with exit code 73 if a living process has the file; one left by a dead process is replaced, also
+    where another process got its number meanwhile.
     """
     if not path:
         yield
         return
     path = os.path.abspath(path)
-    _create(path)
+    held = _create(path)
     try:
         yield
     finally:
+        # Closing any descriptor of the file ends the lock, and reading it closes one: this comes last.
         if _owner(path) == os.getpid():
             with contextlib.suppress(OSError):
                 os.unlink(path)
+        os.close(held)
 
 
-def _create(path: str) -> None:
+def _create(path: str) -> int:
+    """Make the file and return its descriptor, whose lock says that this process lives."""
     for _ in range(3):
         try:
-            if _place(path):
-                return
-            owner = _owner(path)
-            if not owner or not _alive(owner):
-                owner = _take_away(path)
+            held = _place(path)
+            if held is not None:
+                return held
+            owner = living_owner(path) or _take_away(path)
         except OSError as error:
-            raise Trouble(f"--pidfile {path}: {error.strerror}", EX_CANT_CREATE) from error
+            raise Trouble(
+                f"--pidfile {path}: {error.strerror}; give a file in a folder that is there and that this user may "
+                "write to, or none",
+                EX_CANT_CREATE,
+            ) from error
         if owner:
             raise Trouble(
-                f"Pidfile ({path}) already exists. Seems we're already running? (pid: {owner})", EX_CANT_CREATE
+                f"Pidfile ({path}) already exists. Seems we're already running? (pid: {owner}); end that process, or "
+                "give this one another --pidfile",
+                EX_CANT_CREATE,
             )
     raise Trouble(f"--pidfile {path}: another process creates it at the same time", EX_CANT_CREATE)
 
 
-def _place(path: str) -> bool:
+def _place(path: str) -> int | None:
     """Make the file with our id in it; in one step, since one that is seen empty would be taken for a stale one."""
     made = f"{path}.{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(made)
-    _write(made)
+    held = _write(made)
+    if held is None:
+        return None
     try:
         os.link(made, path, follow_symlinks=False)
     except FileExistsError:
-        return False
+        os.close(held)
+        return None
     except OSError:  # a file system without hard links
+        os.close(held)
         return _write(path)
     finally:
         os.unlink(made)
-    return True
+    return held
 
 
-def _write(path: str) -> bool:
+def _write(path: str) -> int | None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     try:
-        fd = os.open(path, flags, 0o600)  # with O_EXCL a link is not followed, wherever it leads
+        held = os.open(path, flags, 0o600)  # with O_EXCL a link is not followed, wherever it leads
     except FileExistsError:
-        return False
-    with os.fdopen(fd, "w") as file:
-        file.write(f"{os.getpid()}\n")
-    return True
+        return None
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(held, f"{os.getpid()}\n".encode())
+    return held
 
 
 def _take_away(path: str) -> int | None:
@@ -130,9 +164,9 @@ def _take_away(path: str) -> int | None:
         os.rename(path, aside)
     except FileNotFoundError:
         return None
-    owner = _owner(aside)
+    owner = living_owner(aside)
     try:
-        if owner and _alive(owner):
+        if owner:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path, follow_symlinks=False)
             return owner
@@ -148,6 +182,48 @@ def _owner(path: str) -> int | None:
     except OSError:
         return None
     return int(found[1]) if found else None
+
+
+def living_owner(path: str) -> int | None:
+    """Return the process that has the file, or None where that has ended."""
+    owner = _owner(path)
+    if not owner:
+        return None
+    if _locked(path):
+        return owner
+    # A worker of Celery's holds no lock. Its file is older than a process that only got its number afterwards.
+    return owner if _alive(owner) and not _started_after(owner, path) else None
+
+
+def _locked(path: str) -> bool:
+    """Say whether some other process holds the lock; ours ends with the process, whatever its children do."""
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _started_after(pid: int, path: str) -> bool:
+    """Say whether a process began after the file was written; False where that cannot be known (not on Linux)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name of the program comes in parentheses, and may hold some. The start is the 22nd field.
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+        return began > os.lstat(path).st_mtime + _SLACK
+    except (OSError, ValueError, IndexError, AttributeError):
+        return False
 
 
 def _alive(pid: int) -> bool:
@@ -169,6 +245,8 @@ def drop_privileges(uid: str | None, gid: str | None, umask: str | None) -> None
     import pwd
 
     if umask is not None:
+        if not re.fullmatch(r"(0o?)?[0-7]{1,3}", umask):
+            raise Trouble(f"--umask {umask}: it is an octal number of up to three digits, such as 027", EX_CONFIG)
         os.umask(int(umask, 8))
     try:
         group = None if gid is None else int(gid) if gid.isdigit() else grp.getgrnam(gid).gr_gid

@@ -3,75 +3,48 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from umbel.cli.errors import EX_NOT_FOUND, EX_PARTLY, EX_REFUSED, EX_UNAVAILABLE, Trouble
-from umbel.cli.options import COMMA_LIST, ParamType, Target, command, global_options
-from umbel.exceptions import OperationalError
+from umbel.cli.errors import EX_FAILED, EX_NOT_FOUND, EX_PARTLY, Trouble
+from umbel.cli.messages import JsonValue
+from umbel.cli.options import COMMA_LIST, Target, command, global_options
+from umbel.cli.output import Command, Past, answered, as_json, clean, confirm, is_json, list_rows, output_option
+from umbel.exceptions import EncodeError
 
 if TYPE_CHECKING:
     from umbel.dead import DeadLetter
 
 DOCS = "docs/dead-letters.md"
 _SHOWN = 100
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
-_COLUMNS = ("id", "died", "task", "task id", "reason", "crashes")
 
 
-class Past(ParamType):
-    """A moment in ISO 8601 (without an offset it is UTC), or how long ago: 90s, 15m, 2h, 7d, 4w."""
-
-    name = "time or age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return it as an aware datetime."""
-        if isinstance(value, datetime):
-            return value
-        found = _AGO.fullmatch(value.strip())
-        try:
-            if found is not None:
-                return datetime.now(UTC) - timedelta(seconds=float(found[1]) * _UNITS[found[2]])
-            moment = datetime.fromisoformat(value)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is neither an age such as 2h nor a time such as 2030-01-31T18:00:00+00:00", param, ctx
-            )
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+def _died(item: Mapping[str, Any]) -> str:
+    return datetime.fromisoformat(item["died_at"]).isoformat(timespec="seconds")
 
 
-class JsonTrouble(Trouble):
-    """A :class:`Trouble` for programs: one JSON object on standard error."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.message, trouble.exit_code)
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the object."""
-        message, _, hint = self.message.partition("; ")
-        error = {"code": self.exit_code, "message": message, "hint": hint or None, "docs": DOCS}
-        click.echo(json.dumps({"error": error}), file=file, err=file is None)
+_COLUMNS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    "id": lambda item: str(item["id"]),
+    "died": _died,
+    "task": lambda item: item["task"] or "-",
+    "task id": lambda item: item["task_id"] or "-",
+    "reason": lambda item: str(item["reason"]),
+    "crashes": lambda item: str(len(item["crashes"])),
+}
 
 
-Command = Callable[..., Any]
+def _reason(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the reason. What no message dies of is a usage error: nothing found would look like good news."""
+    from umbel.dead import REASONS
+    from umbel.utils.text import did_you_mean
 
-
-def output_option(function: Command) -> Command:
-    """Add ``-o``."""
-    return click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["table", "plain", "json", "jsonl"]),
-        help="How to print; on a terminal a table, else plain: lines with tabs.",
-    )(function)
+    if value is not None and value not in REASONS:
+        hint = did_you_mean(value, REASONS) or f"; it is one of {', '.join(sorted(REASONS))}"
+        raise click.BadParameter(f"no message dies of {value!r}{hint}", ctx, param)
+    return value
 
 
 def filters(function: Command) -> Command:
@@ -80,7 +53,7 @@ def filters(function: Command) -> Command:
         click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most so many; 0: all."),
         click.option("--older-than", type=Past(), metavar="TIME", help="Died before: a time, or an age such as 7d."),
         click.option("--since", type=Past(), metavar="TIME", help="Died since: a time, or an age such as 2h."),
-        click.option("--reason", help="Died of this, for example max_deliveries."),
+        click.option("--reason", callback=_reason, help="Died of this, for example max_deliveries."),
         click.option("--task", metavar="NAME", help="Of this task; proj.mail.* is every name that begins so."),
         click.option("-Q", "--queue", type=COMMA_LIST, metavar="LIST", help="Only these queues."),
     ):
@@ -116,38 +89,20 @@ def dead() -> None:
     """
 
 
-@contextmanager
-def _opened(target: Target, output: str | None) -> Iterator[Any]:
-    """Give the app; what goes wrong is told in the way that was asked for."""
-    app = target.load(needed=not target.broker)
-    try:
-        yield app
-    except OperationalError as error:
-        if output not in ("json", "jsonl"):
-            raise
-        raise JsonTrouble(Trouble(" ".join(str(error).split()), EX_UNAVAILABLE)) from error
-    except Trouble as trouble:
-        if output not in ("json", "jsonl"):
-            raise
-        raise JsonTrouble(trouble) from trouble
-    finally:
-        app.close()
-
-
 @command("list", epilog="Example: umbel -A proj dead list --since 2h --task 'proj.mail.*'")
 @filters
 @output_option
 @click.option("--after", default="", metavar="ID", help="Go on behind this letter: the 'next' of a list cut off.")
 def list_(target: Target, after: str, output: str | None, limit: int | None, **chosen: Any) -> None:
     """List dead letters, the latest of each queue first; 100 unless --limit says otherwise."""
-    with _opened(target, output) as app:
+    with answered(target, output, DOCS) as app:
         wanted = _SHOWN if limit is None else limit or None
         # One more tells whether there are more.
         letters = app.dead.list(**_filters(chosen), after=after, limit=None if wanted is None else wanted + 1)
         shown = letters[:wanted]
         more = shown[-1].id if len(shown) < len(letters) else None
         _print(shown, output, "list", more)
-        if more is not None and not target.quiet and output not in ("json", "jsonl"):
+        if more is not None and not target.quiet and not is_json(output):
             click.echo(f"There are more; --limit 0 lists all, --after {more} the next.", err=True)
 
 
@@ -156,19 +111,19 @@ def list_(target: Target, after: str, output: str | None, limit: int | None, **c
 @output_option
 def show(target: Target, id: str, output: str | None) -> None:
     """Show one dead letter: ID is the id of its task, or the letter's own from the list, such as mail:17."""
-    with _opened(target, output) as app:
+    with answered(target, output, DOCS) as app:
         letter = app.dead.get(id)
         if letter is None:
             raise _missing(id)
         body = _full(app, letter)
-    if output in ("json", "jsonl"):
-        click.echo(_json({"schema": "umbel.dead.show/1", "data": body, "next": None}))
+    if is_json(output):
+        click.echo(as_json({"schema": "umbel.dead.show/1", "data": body, "next": None}))
         return
     traceback, crashes = body.pop("traceback"), body.pop("crashes")
     body.pop("raw")
     for name, value in body.items():
         if value not in (None, ""):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+            text = value if isinstance(value, str) else as_json(value)
             click.echo(f"{name.replace('_', ' ') + ':':<11}{clean(text)}")
     for number, crash in enumerate(crashes, 1):
         cause = clean(crash["cause"] or "unknown")
@@ -178,22 +133,62 @@ def show(target: Target, id: str, output: str | None) -> None:
 
 
 @command("requeue", epilog="Example: umbel -A proj dead requeue --reason unregistered --yes")
+@click.option("-a", "--args", "args", type=JsonValue(list, "list"), help="Give the one letter these arguments.")
+@click.option("-k", "--kwargs", "kwargs", type=JsonValue(dict, "object"), help="Give it these named arguments.")
+@click.option("--to", "to", metavar="QUEUE", help="Put it into this queue.")
+@click.option("--countdown", type=float, metavar="SEC", help="Have it start in so many seconds.")
 @choosing("requeued")
-def requeue(target: Target, output: str | None, **chosen: Any) -> None:
+def requeue(
+    target: Target,
+    output: str | None,
+    args: list[Any] | None,
+    kwargs: dict[str, Any] | None,
+    to: str | None,
+    countdown: float | None,
+    **chosen: Any,
+) -> None:
     """Put dead letters back at the tail of their queues, by id (of a task or a letter), by filter, or --all.
 
-    Their crashes and pauses no longer count. The results stay until the tasks have run.
+    Their crashes and pauses no longer count. The results stay until the tasks have run. Of one letter --args and the
+    like change the call; *** leaves something sensitive as it is.
     """
-    with _opened(target, output) as app:
-        _change(target, app, "requeue", app.dead.requeue, output, chosen)
+    changes = {"args": args, "kwargs": kwargs, "queue": to, "countdown": countdown}
+    edits = any(value is not None for value in changes.values())
+    if edits and len(chosen["ids"]) != 1:
+        raise click.UsageError("--args, --kwargs, --to and --countdown are for one letter: give its id")
+    # With its tasks: they say which arguments they take.
+    with answered(target, output, DOCS, tasks=edits and target.names_app) as app:
+        act = _editing(app, changes, chosen["dry_run"]) if edits else _kept if chosen["dry_run"] else app.dead.requeue
+        _change(target, app, "requeue", act, output, chosen)
+
+
+def _editing(app: Any, changes: Mapping[str, Any], dry_run: bool) -> Callable[..., list[DeadLetter]]:
+    """Return what puts a letter back changed; what is None stays."""
+
+    def edit(letter: DeadLetter) -> list[DeadLetter]:
+        try:
+            if dry_run:
+                app.dead.check_edited(letter, **changes)
+                return [letter]
+            there = app.dead.requeue_edited(letter, **changes)
+        except (TypeError, ValueError, EncodeError) as error:
+            raise Trouble(" ".join(str(error).split()), EX_FAILED) from error
+        return [letter] if there else []
+
+    return edit
 
 
 @command("discard", epilog="Example: umbel -A proj dead discard --older-than 30d --dry-run")
 @choosing("discarded")
 def discard(target: Target, output: str | None, **chosen: Any) -> None:
     """Delete dead letters by id (of a task or a letter), by filter, or --all. There is no way back."""
-    with _opened(target, output) as app:
-        _change(target, app, "discard", app.dead.discard, output, chosen)
+    with answered(target, output, DOCS) as app:
+        _change(target, app, "discard", _kept if chosen["dry_run"] else app.dead.discard, output, chosen)
+
+
+def _kept(*letters: DeadLetter) -> list[DeadLetter]:
+    """Do nothing to them: what a dry run does."""
+    return list(letters)
 
 
 def _change(
@@ -211,17 +206,16 @@ def _change(
         raise _missing(*missing)
     if not dry_run and letters and not ids and not yes:
         _confirm(verb, letters)
-    done = letters if dry_run else list(act(*letters)) if letters else []
+    done = list(act(*letters)) if letters else []
     _print(done, output, verb, None)
     count = f"{len(done)} dead {'letter' if len(done) == 1 else 'letters'}"
-    if not target.quiet and output not in ("json", "jsonl"):
+    if not target.quiet and not is_json(output):
         click.echo(f"{count} would be {verb}{_ed(verb)}." if dry_run else f"{count} {verb}{_ed(verb)}.", err=True)
     gone = [letter.id for letter in letters if letter not in done]
     if gone or missing:
         names = ", ".join([*missing, *gone][:10])
-        raise Trouble(
-            f"{len(gone) + len(missing)} not {verb}{_ed(verb)}, because they are not there: {names}", EX_PARTLY
-        )
+        why = "they are not there" if all(letter.whole for letter in letters) else "they are not there, or not whole"
+        raise Trouble(f"{len(gone) + len(missing)} not {verb}{_ed(verb)}, because {why}: {names}", EX_PARTLY)
 
 
 def _ed(verb: str) -> str:
@@ -253,10 +247,12 @@ def _confirm(verb: str, letters: Sequence[DeadLetter]) -> None:
     for letter in letters:
         queues[letter.queue] = queues.get(letter.queue, 0) + 1
     where = ", ".join(f"{count:,} of {clean(queue)}" for queue, count in queues.items())
-    if not sys.stdin.isatty():
-        raise Trouble(f"nobody is here to be asked about {len(letters):,} dead letters; --yes does not ask", EX_REFUSED)
-    if not click.confirm(f"{verb.capitalize()} {len(letters):,} dead letters ({where})?", err=True):
-        raise Trouble("nothing was changed", EX_REFUSED)
+    confirm(
+        f"{verb.capitalize()} {len(letters):,} dead letters ({where})?",
+        yes=False,
+        count=len(letters),
+        what="dead letters",
+    )
 
 
 def _missing(*ids: str) -> Trouble:
@@ -269,25 +265,7 @@ def _missing(*ids: str) -> Trouble:
 
 
 def _print(letters: Sequence[DeadLetter], output: str | None, what: str, more: str | None) -> None:
-    if output == "json":
-        click.echo(_json({"schema": f"umbel.dead.{what}/1", "data": [_brief(each) for each in letters], "next": more}))
-    elif output == "jsonl":
-        for letter in letters:
-            click.echo(_json(_brief(letter)))
-    elif output == "plain" or (output is None and not sys.stdout.isatty()):
-        for letter in letters:
-            click.echo("\t".join(_cells(letter)))
-    elif letters:
-        rows = [_COLUMNS, *map(_cells, letters)]
-        widths = [max(len(row[index]) for row in rows) for index in range(len(_COLUMNS))]
-        for row in rows:
-            click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _cells(letter: DeadLetter) -> tuple[str, ...]:
-    died = letter.at.isoformat(timespec="seconds")
-    cells = (letter.id, died, letter.task or "-", letter.task_id or "-", letter.reason, str(len(letter.crashes)))
-    return tuple(map(clean, cells))
+    list_rows(f"umbel.dead.{what}/1", [_brief(each) for each in letters], _COLUMNS, output, more=more)
 
 
 def _brief(letter: DeadLetter) -> dict[str, Any]:
@@ -307,28 +285,14 @@ def _brief(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _full(app: Any, letter: DeadLetter) -> dict[str, Any]:
-    arguments = app.dead.arguments(letter)
+    args, kwargs, hidden = app.dead.shown(letter) or (None, None, False)
     return {
         **_brief(letter),
-        "args": None if arguments is None else list(arguments[0]),
-        "kwargs": None if arguments is None else arguments[1],
+        "args": args,
+        "kwargs": kwargs,
         "traceback": letter.traceback,
-        "raw": base64.b64encode(letter.raw).decode("ascii"),
+        "raw": None if hidden else base64.b64encode(letter.raw).decode("ascii"),
     }
-
-
-def _json(value: Any) -> str:
-    # Arguments may be of types that JSON has not.
-    return json.dumps(value, ensure_ascii=False, default=repr)
-
-
-def clean(text: str) -> str:
-    """Return a stranger's text so that it cannot move the cursor of a terminal or begin a new line.
-
-    >>> clean("a\\x1b[2Jb")
-    'a\\\\x1b[2Jb'
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 for _command in (list_, show, requeue, discard):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from umbel.cli.errors import EX_FAILED, EX_UNAVAILABLE
 from umbel.cli.options import Target, command
+from umbel.cli.output import answered
 from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
 from umbel.interfaces import Place, Survives
 
@@ -25,6 +27,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     advice: list[str] = []
 
 
+DOCS = "docs/getting-started.md"
+_PATIENCE: Final = 1.0  # seconds for workers to answer
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
@@ -39,11 +43,9 @@ def doctor(target: Target, strict: bool, output: str) -> None:
       umbel -A proj doctor
       umbel -A proj doctor --strict -o json      in a pipeline
     """
-    app = target.load(needed=not target.broker)
-    try:
+    # With its tasks: how long they may take is a part of what is looked at.
+    with answered(target, output, DOCS, tasks=target.names_app) as app:
         found = list(examine(app))
-    finally:
-        app.close()
     if output == "json":
         body = {"schema": "umbel.doctor/1", "data": msgspec.to_builtins(found)}
         click.echo(json.dumps(body, indent=2))
@@ -96,10 +98,27 @@ def _settings(app: Any) -> Iterator[Finding]:
         )
 
 
+def _plain_password(url: str) -> str | None:
+    """Return the host that a password of this URL is sent to without TLS, unless it is this machine."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "amqp", "pyamqp") or not parts.password:
+        return None
+    host = parts.hostname or "localhost"
+    return None if host in ("localhost", "::1") or host.startswith("127.") else host
+
+
 def _broker(app: Any) -> Generator[Finding, None, bool]:
-    from umbel.cli.transport import transport
+    from umbel.cli.transport import longest, transport
 
     where = transport(app)
+    for url in {url for urls in (app.urls.read, app.urls.write, app.urls.backend) if urls for url in urls.split(";")}:
+        if (host := _plain_password(url)) is not None:
+            yield Finding(
+                check="security",
+                level="warn",
+                text=f"the password for {host} goes over the network as it is",
+                advice=["use rediss:// (amqps://), or a tunnel"],
+            )
     try:
         kept = app.broker.durability()
     except (OperationalError, BrokerError) as error:
@@ -110,6 +129,8 @@ def _broker(app: Any) -> Generator[Finding, None, bool]:
     if app.conf.durability == "strict" and kept.survives < Survives.POWER_LOSS:
         level = "fail"
     yield Finding(check="durability", level=level, text=kept.text, advice=list(kept.advice))
+    for text in app.broker.advice(app.queues(None), longest=longest(app)):
+        yield Finding(check="queues", level="warn", text=text)
     return True
 
 
@@ -138,24 +159,26 @@ def _results(app: Any, reachable: bool) -> Iterator[Finding]:
 
 
 def _workers(app: Any) -> Iterator[Finding]:
-    from umbel.worker.leases import PRESENCE
-
     store = app.broker.store()
-    if store is None:
-        return
-    served: set[str] = set()
-    nodes = []
-    for key, stored in store.scan(PRESENCE):
-        about = msgspec.json.decode(stored.value)
-        nodes.append(key.removeprefix(PRESENCE))
-        served.update(about.get("queues", ()))
+    nodes, served = _asked(app) if store is None else _registered(store)
     if not nodes:
-        yield Finding(check="workers", level="warn", text="none is alive: nothing will run", advice=["umbel worker"])
+        # One may be there and have remote control disabled.
+        text = "none is alive: nothing will run" if store is not None else "none answers: it may be that nothing runs"
+        yield Finding(check="workers", level="warn", text=text, advice=["umbel worker"])
     else:
         yield Finding(check="workers", level="ok", text=f"{len(nodes)} alive: {', '.join(sorted(nodes))}")
-    for queue in sorted(app.router.queues):
+    paused = app.queues.paused()
+    for queue in app.queues.known():
         waiting = app.broker.size(queue)
-        if waiting and nodes and served and queue not in served:
+        if waiting and queue in paused:
+            pause = paused[queue]
+            yield Finding(
+                check="queues",
+                level="warn",
+                text=f"{queue!r} is paused since {pause.at:%Y-%m-%d %H:%M} by {pause.by}, and {waiting} messages wait",
+                advice=[f"umbel queues resume {queue}"],
+            )
+        elif waiting and nodes and served and queue not in served:
             yield Finding(
                 check="queues",
                 level="warn",
@@ -164,8 +187,27 @@ def _workers(app: Any) -> Iterator[Finding]:
             )
 
 
+def _registered(store: Any) -> tuple[list[str], set[str]]:
+    """Return the workers that keep themselves registered, and the queues that they read."""
+    from umbel.worker.leases import PRESENCE
+
+    nodes, served = [], set()
+    for key, stored in store.scan(PRESENCE):
+        about = msgspec.json.decode(stored.value)
+        nodes.append(key.removeprefix(PRESENCE))
+        served.update(about.get("queues", ()))
+    return nodes, served
+
+
+def _asked(app: Any) -> tuple[list[str], set[str]]:
+    """Return the same of those that answer, where the broker keeps no register."""
+    found = app.control.inspect(timeout=_PATIENCE).active_queues() or {}
+    lists = (queues for queues in found.values() if isinstance(queues, list))
+    return list(found), {str(each.get("name")) for queues in lists for each in queues if isinstance(each, dict)}
+
+
 def _dead(app: Any) -> Iterator[Finding]:
-    counts = {queue: count for queue in sorted(app.router.queues) if (count := app.broker.size(queue, Place.DEAD))}
+    counts = {queue: count for queue in app.queues.known() if (count := app.broker.size(queue, Place.DEAD))}
     if counts:
         text = ", ".join(f"{count} from {queue!r}" for queue, count in counts.items())
         yield Finding(check="dead", level="warn", text=f"dead letters: {text}", advice=["umbel dead list"])

@@ -1,4 +1,4 @@
-"""Commands that look: status and report."""
+"""The ``report`` command."""
 
 from __future__ import annotations
 
@@ -7,41 +7,10 @@ import sys
 from typing import Any
 
 import click
-import msgspec
 
-from umbel.cli.errors import EX_UNAVAILABLE, Trouble
-from umbel.cli.options import COMMA_LIST, Target, command
+from umbel.cli.options import Target, command
 
 _LIBRARIES = ("click", "msgspec", "redis", "hiredis", "msgpack", "yaml", "celery")
-
-
-@command("status")
-@click.option("-t", "--timeout", type=float, default=1.0, help="Accepted as in Celery; nobody has to be waited for.")
-@click.option("-d", "--destination", type=COMMA_LIST, metavar="LIST", help="Only these nodes.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
-def status(target: Target, timeout: float, destination: list[str] | None, as_json: bool) -> None:
-    """Say which workers are alive. Exit code 69 if there is none."""
-    from umbel.worker.leases import PRESENCE
-
-    app = target.load(needed=not target.broker)
-    try:
-        store = app.broker.store()
-        if store is None:
-            raise Trouble("this broker cannot tell which workers are alive", EX_UNAVAILABLE)
-        found = {key.removeprefix(PRESENCE): stored.value for key, stored in store.scan(PRESENCE)}
-    finally:
-        app.close()
-    nodes = {name: value for name, value in sorted(found.items()) if not destination or name in destination}
-    if not nodes:
-        raise Trouble("No nodes replied within time constraint", EX_UNAVAILABLE)
-    if as_json:
-        body = {name: {"ok": "pong", **msgspec.json.decode(value)} for name, value in nodes.items()}
-        click.echo(msgspec.json.encode(body).decode())
-        return
-    for name in nodes:
-        click.echo(f"->  {click.style(name, bold=True) if not target.no_color else name}: OK")
-    if not target.quiet:
-        click.echo(f"\n{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'} online.")
 
 
 @command("report")

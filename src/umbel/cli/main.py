@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import importlib
+import os
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from umbel.cli.errors import EX_CONFIG, EX_INTERRUPTED, EX_UNAVAILABLE, Trouble
+from umbel.cli.errors import EX_INTERRUPTED, trouble_of
 from umbel.cli.options import Target, global_options
-from umbel.exceptions import ImproperlyConfigured, OperationalError
+from umbel.exceptions import CeleryError
 
 # Name: where it is, and its line in the help. Here and not in the commands, so that the help imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("umbel.cli.init:init", "Write a small project to begin with."),
+    "dev": ("umbel.cli.dev:dev", "Run worker, beat and dashboard together while you write code."),
     "worker": ("umbel.cli.worker:worker", "Start a worker."),
+    "beat": ("umbel.cli.beat:beat", "Send what is due: the periodic tasks."),
     "call": ("umbel.cli.messages:call", "Call a task by name and print its id."),
     "result": ("umbel.cli.messages:result", "Wait for a result and print it."),
+    "schedules": ("umbel.cli.schedules:schedules", "Look at periodic tasks, and change them while beat runs."),
+    "tasks": ("umbel.cli.tasks:tasks", "Find tasks, see why one does not run, send them once more, revoke them."),
+    "workflows": ("umbel.cli.workflows:workflows", "See chains, groups and chords as a whole; retry or cancel them."),
+    "errors": ("umbel.cli.failures:errors", "See which errors tasks end with; send what failed once more."),
+    "history": ("umbel.cli.history:history", "Record what happens to tasks, so that it can be searched."),
     "dead": ("umbel.cli.dead:dead", "Look at dead letters; put them back or discard them."),
+    "queues": ("umbel.cli.queues:queues", "Look at queues; pause and resume them, empty them, move messages."),
     "purge": ("umbel.cli.messages:purge", "Discard the messages that wait in the queues."),
     "list": ("umbel.cli.messages:list_", "List queues and how they are bound."),
-    "status": ("umbel.cli.look:status", "Say which workers are alive."),
+    "status": ("umbel.cli.remote:status", "Say which workers are alive."),
+    "healthcheck": ("umbel.cli.probe:healthcheck", "Say whether a worker on this machine consumes; for probes."),
+    "workers": ("umbel.cli.workers:workers", "See which workers are there, what they do, and where they are stuck."),
+    "inspect": ("umbel.cli.remote:inspect", "Ask workers what they know."),
+    "control": ("umbel.cli.remote:control", "Change workers while they run."),
+    "amqp": ("umbel.cli.amqp:amqp", "Speak AMQP to RabbitMQ, in a shell or one command."),
+    "graph": ("umbel.cli.graph:graph", "Draw the parts of a worker, or the workers, in Graphviz' language."),
+    "events": ("umbel.cli.events:events", "Watch what workers and clients tell of their tasks."),
+    "top": ("umbel.cli.top:top", "Show workers, queues and tasks in the terminal, and steer them."),
+    "metrics": ("umbel.cli.metrics:metrics", "Print what is measured, or serve it to Prometheus."),
+    "multi": ("umbel.cli.multi:multi", "Start several workers in the background."),
+    "migrate": ("umbel.cli.migrate:migrate", "Copy or move messages to another broker."),
+    "logtool": ("umbel.cli.logtool:logtool", "Say what a worker's log tells about its tasks."),
+    "upgrade": ("umbel.cli.upgrade:upgrade", "Bring old names of settings up to date."),
+    "dashboard": ("umbel.cli.dashboard:dashboard", "Show in a browser what workers do, and steer them."),
     "doctor": ("umbel.cli.doctor:doctor", "Find what could lose work or keep it waiting."),
     "report": ("umbel.cli.look:report", "Print what a bug report needs, secrets masked."),
     "shell": ("umbel.cli.shell:shell", "Start Python with the app and its tasks at hand."),
 }
-
-# Celery's others: whoever asks for one has spelt it right.
-LATER = frozenset({"amqp", "beat", "control", "events", "graph", "inspect", "logtool", "migrate", "multi", "upgrade"})
 
 EPILOG = """\
 \b
@@ -68,28 +90,39 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the one that was probably meant."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from umbel.cli.plugins import plugin
             from umbel.utils.text import did_you_mean
 
-            if args[0] in LATER:
-                ctx.fail(f"{args[0]!r} is a command of Celery that this version does not have yet")
+            if (added := plugin(args[0])) is not None:
+                return args[0], added, args[1:]
             ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, found, rest = super().resolve_command(ctx, args)
+        from umbel.cli.user_options import with_user_options
+
+        return name, with_user_options(ctx, name, found, rest), rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what a user can put right ends with one line and its exit code."""
         try:
             return super().invoke(ctx)
-        except ImproperlyConfigured as error:
-            raise Trouble(one_paragraph(error), EX_CONFIG) from error
-        except OperationalError as error:
-            raise Trouble(one_paragraph(error), EX_UNAVAILABLE) from error
+        except CeleryError as error:
+            if os.environ.get("UMBEL_TRACEBACK"):
+                traceback.print_exc()
+            raise trouble_of(error) from error
         except KeyboardInterrupt:
             ctx.exit(EX_INTERRUPTED)
 
 
-def one_paragraph(error: BaseException) -> str:
-    """Return the text of an error on one line."""
-    return " ".join(str(error).split())
+def _as_celery(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from umbel.celery import install
+
+        install()
+
+
+def _skip_checks(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        os.environ["CELERY_SKIP_CHECKS"] = "true"
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -109,6 +142,23 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     no_args_is_help=True,
 )
 @global_options(top=True)
+@click.option(
+    "--as-celery",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    envvar="UMBEL_AS_CELERY",
+    callback=_as_celery,
+    help="Have the app's 'import celery' find Umbel.",
+)
+@click.option(
+    "--skip-checks",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_skip_checks,
+    help="Do not have Django check the project before a worker starts.",
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from umbel.cli.errors import EX_FAILED, EX_NOT_FOUND, EX_REFUSED, EX_TIMED_OUT, Trouble
+from umbel.cli.errors import EX_CONFIG, EX_FAILED, EX_NOT_FOUND, EX_REFUSED, EX_TIMED_OUT, Trouble
 from umbel.cli.options import COMMA_LIST, ParamType, Target, command, global_options
 from umbel.exceptions import TimeoutError
 
@@ -84,22 +84,38 @@ def call(target: Target, name: str, args: list[Any], kwargs: dict[str, Any], **o
         app.close()
 
 
-@command("result")
+@command("result", epilog="Example: umbel -A proj result 5a1c0e9f-… --timeout 10")
 @click.argument("task_id")
 @click.option("-t", "--task", help="Use the result backend of this task.")
 @click.option("--traceback", is_flag=True, help="Print the traceback instead of the value.")
 @click.option("--timeout", type=float, help="Give up after so many seconds (exit code 75).")
-def result(target: Target, task_id: str, task: str | None, traceback: bool, timeout: float | None) -> None:
-    """Wait for the result of TASK_ID and print it. A failed task ends with exit code 1."""
+@click.option("--wait", "unknown", is_flag=True, help="Wait also for an id that nobody knows yet.")
+@click.option("--watch", is_flag=True, help="Meanwhile show how far the task says that it is.")
+def result(
+    target: Target, task_id: str, task: str | None, traceback: bool, timeout: float | None, unknown: bool, watch: bool
+) -> None:
+    """Wait for the result of TASK_ID and print it. A failed task ends with exit code 1.
+
+    A task that is queued or runs is waited for. An id of which nothing is known ends with exit code 3, where the broker
+    can tell: RabbitMQ cannot.
+    """
+    from umbel.cli.awaiting import wait
+
     app = target.load_tasks() if task else target.load(needed=not target.result_backend)
     try:
         if task and task not in app.tasks:
             raise Trouble(f"task {task!r} is not registered in this app", EX_NOT_FOUND)
         handle = app.tasks[task].AsyncResult(task_id) if task else app.AsyncResult(task_id)
         try:
-            value = handle.get(timeout=timeout, propagate=False)
+            value = wait(target, app, handle, timeout, unknown=unknown, watch=watch)
+        except NotImplementedError as error:
+            if app.backend is None:
+                why = "no results are kept; set result_backend, or say with --result-backend where they are"
+                raise Trouble(why, EX_CONFIG) from error
+            # One that sends results to their callers alone.
+            raise Trouble(" ".join(str(error).split()), EX_CONFIG) from error
         except TimeoutError as error:
-            raise Trouble(f"no result of {task_id} after {timeout} s", EX_TIMED_OUT) from error
+            raise Trouble(f"no result of {task_id} after {timeout:g} s", EX_TIMED_OUT) from error
         if traceback:
             click.echo(handle.traceback or "")
         elif handle.state != "SUCCESS":
@@ -168,15 +184,13 @@ def bindings(target: Target) -> None:
 
 @command("queues", short_help="Print how many messages are in each queue.")
 def queues(target: Target) -> None:
-    """Print how many messages are ready, delayed and dead in each queue of the app."""
+    """Print how many messages are ready, delayed, held and dead in each queue that is known."""
     from umbel.interfaces import Place
 
     app = target.load(needed=not target.broker)
     try:
         places = (Place.READY, Place.SCHEDULED, Place.HELD, Place.DEAD)
-        rows = [
-            (queue.name, *(str(app.broker.size(queue.name, place)) for place in places)) for queue in app.queues(None)
-        ]
+        rows = [(name, *(str(app.broker.size(name, place)) for place in places)) for name in app.queues.known()]
     finally:
         app.close()
     click.echo(_row(("Queue", *(place.value.capitalize() for place in places)), 10))

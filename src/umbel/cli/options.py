@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from umbel import aliased
 from umbel.cli.errors import EX_CONFIG, Trouble
 
 if TYPE_CHECKING:
@@ -26,10 +28,17 @@ _BROKER_VARIABLES = ("UMBEL_BROKER_URL", "UMBEL_BROKER_READ_URL", "UMBEL_BROKER_
 
 
 class Target:
-    """What the global options said, and the app once it is loaded."""
+    """What the global options said, and the app once it is loaded.
+
+    :param app: One that is there already; ``-A`` is then not looked at.
+    """
 
     def __init__(self, app: Any = None) -> None:
         self._app = app
+        self._is_there = app is not None
+        self._configured = False
+        #: The options that the command line itself gave, as click calls them. The others are the environment's.
+        self.given: set[str] = set()
         self.app_name: str | None = None
         self.broker: str | None = None
         self.result_backend: str | None = None
@@ -46,7 +55,10 @@ class Target:
         self._enter()
         # The environment wins over all that a module configures, also over what it configures late.
         if self.broker:
-            os.environ.update(dict.fromkeys(_BROKER_VARIABLES, self.broker))
+            # -b is where everything goes. What the environment says is the broker_url of any program: the app, or the
+            # environment, may read or write elsewhere.
+            names = _BROKER_VARIABLES if "broker" in self.given else _BROKER_VARIABLES[:1]
+            os.environ.update(dict.fromkeys(names, self.broker))
         if self.result_backend:
             os.environ["UMBEL_RESULT_BACKEND"] = self.result_backend
         from umbel.app import Umbel
@@ -61,11 +73,21 @@ class Target:
             raise Trouble("no app was given; say where it is: -A module, or -A module:attribute", EX_CONFIG)
         else:
             app = Umbel("umbel")
-        if self.config and self._app is None:
+        if self.config and not self._configured:
             app.config_from_object(self.config)
         app.set_default()
-        self._app = app
+        self._app, self._configured = app, True
         return app
+
+    @property
+    def names_app(self) -> bool:
+        """Whether it is said which app is meant: by ``-A``, or because it is there already."""
+        return self._is_there or self.app_name is not None
+
+    @property
+    def app(self) -> Any:
+        """The app, or one with no tasks where the options name none: for commands that were written for Celery."""
+        return self.load(needed=False)
 
     def load_tasks(self) -> Any:
         """Return the app with all its task modules imported."""
@@ -75,7 +97,7 @@ class Target:
             app.import_default_modules()
             app.finalize()
 
-        _guarded(f"the tasks of -A {self.app_name}", load)
+        _guarded(f"the tasks of -A {self.app_name}" if self.app_name else "the tasks of the app", load)
         return app
 
     def _enter(self) -> None:
@@ -86,6 +108,11 @@ class Target:
                 raise Trouble(f"--workdir {self.workdir}: {error.strerror}", EX_CONFIG) from error
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
+
+
+def own_command() -> list[str]:
+    """Return the words that start this command line anew, under the alias where this process runs under it."""
+    return [sys.executable, "-m", "umbel", *(["--as-celery"] if aliased.active else [])]
 
 
 def _guarded(what: str, load: Callable[[], Any]) -> Any:
@@ -109,6 +136,8 @@ def _where(what: str, error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}, line {error.lineno})"
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name == "celery":
+        text += "; import umbel instead, or give --as-celery"
     return f"{what} cannot be imported: {type(error).__name__}: {text}{place}; UMBEL_TRACEBACK=1 shows the way there"
 
 
@@ -116,7 +145,10 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None
     def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         # Not given after the command, an option keeps what was given before it.
         if value:
-            setattr(ctx.find_root().ensure_object(Target), name, value)
+            target = ctx.find_root().ensure_object(Target)
+            setattr(target, name, value)
+            if param.name and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+                target.given.add(param.name)
 
     return callback
 

@@ -38,10 +38,11 @@ def namespace(app: Any, *, tasks: bool) -> dict[str, Any]:
     try:
         canvas = importlib.import_module("umbel.canvas")
     except ModuleNotFoundError:
-        canvas = importlib.import_module("umbel.signature")
+        canvas = importlib.import_module("umbel.signatures")
     for word in ("chord", "group", "chain", "chunks", "xmap", "xstarmap", "signature"):
         if hasattr(canvas, word):
             names[word] = getattr(canvas, word)
+    names["subtask"] = names["signature"]  # as it was called
     if tasks:
         for name, task in app.tasks.items():
             if not name.startswith("celery."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -22,13 +23,6 @@ _RESTARTED = "UMBEL_WORKER_RESTARTED"
 # Before --workdir is entered.
 _STARTED_IN = os.getcwd()
 
-# Taken for granted by many: started without it a worker would look as if it did what it does not.
-_REFUSED = {
-    "beat": "-B/--beat is not available in this version",
-    "autoscale": "--autoscale is not available in this version; say how many with -c",
-    "statedb": "-S/--statedb is not available in this version",
-}
-
 
 @command("worker", epilog="Example: umbel -A proj worker -l info -c 4 -Q fast,slow")
 @click.option("-n", "--hostname", metavar="NAME", help="Node name; %h is the host, %n the name, %d the domain.")
@@ -39,6 +33,7 @@ _REFUSED = {
 @click.option("-Q", "--queues", type=COMMA_LIST, metavar="LIST", help="Consume from these queues only.")
 @click.option("-X", "--exclude-queues", type=COMMA_LIST, metavar="LIST", help="Consume from all but these.")
 @click.option("-I", "--include", type=COMMA_LIST, metavar="LIST", help="Import these modules too.")
+@click.option("--autoscale", metavar="MAX,MIN", help="Between so many processes, as the work needs.")
 @click.option("--max-tasks-per-child", type=click.IntRange(0), metavar="N", help="Replace a process after N tasks.")
 @click.option("--max-memory-per-child", type=click.IntRange(0), metavar="KIB", help="Replace a process above this.")
 @click.option("--max-age-per-child", type=click.FloatRange(0), metavar="SEC", help="Replace a process of this age.")
@@ -49,32 +44,29 @@ _REFUSED = {
 @click.option("--purge", "--discard", "purge", is_flag=True, help="Discard what waits before starting.")
 @click.option("-E", "--task-events", "--events", "task_events", is_flag=True, default=None, help="Send task events.")
 @click.option("-f", "--logfile", metavar="FILE", help="Write the log here instead of standard error.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="json: one object in each line of the log.")
 @click.option("--pidfile", metavar="FILE", help="Keep the process id here.")
-@click.option("--health-port", metavar="PORT", help="Answer /livez and /readyz here; HOST:PORT for other machines.")
+@click.option("--health-port", metavar="PORT", help="Answer /livez, /readyz and /metrics here; HOST:PORT for others.")
 @click.option("-D", "--detach", is_flag=True, help="Run in the background.")
 @click.option("--uid", help="Become this user.")
 @click.option("--gid", help="Become this group.")
 @click.option("--umask", help="Octal mask for new files.")
-@click.option("-B", "--beat", is_flag=True, default=None, hidden=True)
-@click.option("--autoscale", hidden=True)
-@click.option("-S", "--statedb", hidden=True)
+@click.option("-B", "--beat", is_flag=True, default=None, help="Send periodic tasks too; any number may do so.")
+@click.option("-S", "--statedb", metavar="FILE", help="Accepted: what is revoked is kept in a store, not in a file.")
 @click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), hidden=True)
-@click.option("-s", "--schedule-filename", "--schedule", hidden=True)
-@click.option("--scheduler", hidden=True)
-@click.option("--pool-start-method", type=click.Choice(["fork"]), hidden=True)
+@click.option("-s", "--schedule-filename", "--schedule", metavar="FILE", help="For a --scheduler with a file.")
+@click.option("--scheduler", metavar="CLASS", help="With -B: a scheduler of an extension instead of Umbel's own.")
+@click.option("--pool-start-method", type=click.Choice(["fork", "spawn"]), help="How processes are started (fork).")
 @click.option("--without-gossip", is_flag=True, hidden=True)
 @click.option("--without-mingle", is_flag=True, hidden=True)
-@click.option("--without-heartbeat", is_flag=True, hidden=True)
-@click.option("--heartbeat-interval", type=int, hidden=True)
+@click.option("--without-heartbeat", is_flag=True, help="Send no heartbeat events.")
+@click.option("--heartbeat-interval", type=click.FloatRange(0, min_open=True), metavar="SEC", help="2 if not given.")
 @click.option("--executable", hidden=True)
 def worker(target: Target, **options: Any) -> None:
     """Start a worker: run the tasks of the app until stopped.
 
     SIGTERM or Ctrl+C once lets running tasks finish; twice, or SIGQUIT, gives them back at once.
     """
-    for name, reason in _REFUSED.items():
-        if options.get(name):
-            raise click.UsageError(reason)
     click.get_current_context().exit(Starting(target, options).run())
 
 
@@ -88,8 +80,8 @@ class Starting:
 
     def run(self) -> int:
         """Start the worker, wait until it ends, and return the exit code."""
-        from umbel import settings, signals
-        from umbel.cli.transport import transport
+        from umbel import signals
+        from umbel.cli.transport import keeps_revocations, transport
         from umbel.worker.limits import refuse_unenforceable
         from umbel.worker.plan import make_plan, node_of
         from umbel.worker.shutdown import EX_RESTART
@@ -97,13 +89,20 @@ class Starting:
         app, options = self._app, self._options
         node = node_of(options["hostname"])
         signals.celeryd_init.send(sender=node, instance=None, conf=app.conf, options=dict(options))
-        settings.check(app.conf)
         plan = self._plan = make_plan(app, options)
         where = self._where = transport(app)
         if not where.features.shared and (plan.processes > 1 or plan.forks):
             raise Trouble(
                 f"{where.broker} lives in one process and -P {plan.pool} needs several; use -P threads, -P asyncio "
                 "or -P solo, or a broker that processes can share: sqlite:///tasks.db",
+                EX_CONFIG,
+            )
+        if options["statedb"] and not keeps_revocations(app):
+            # Without it the worker would look as if it did what it does not.
+            raise Trouble(
+                f"-S {options['statedb']}: neither {where.broker} nor the result backend can keep what is revoked, and "
+                "it is not kept in a file; keep results in redis:// or sqlite://, or leave the option out: then the "
+                "workers that run are told, and each remembers it until it ends",
                 EX_CONFIG,
             )
         refuse_unenforceable(app, plan.time_limit, alone=plan.pool == "solo" or not where.features.shared)
@@ -144,6 +143,7 @@ class Starting:
                 plan.logfile,
                 False if self._target.no_color else None,
                 plan.hostname,
+                as_json=plan.log_json,
             )
         except OSError as error:
             raise Trouble(f"--logfile {plan.logfile}: {error.strerror}", EX_CONFIG) from error
@@ -159,7 +159,7 @@ class Starting:
         instance = SimpleNamespace(app=app, hostname=plan.hostname, concurrency=plan.total, pool_cls=plan.pool)
         signals.worker_init.send(sender=instance)
         kept = self._storage()
-        if not self._target.quiet:
+        if not self._target.quiet and not plan.log_json:
             self._greet(kept)
         signals.celeryd_after_setup.send(sender=plan.hostname, instance=instance, conf=app.conf)
         self._warn_of_idle()
@@ -171,12 +171,27 @@ class Starting:
                 return run_worker(app, plan, self._where.broker, before_start=purge)
             from umbel.worker.supervisor import Supervisor
 
-            return Supervisor(app, plan, self._where.broker, before_start=purge).run()
+            recipe = self._recipe() if plan.start_method == "spawn" else None
+            return Supervisor(app, plan, self._where.broker, before_start=purge, recipe=recipe).run()
         except OperationalError as error:
             text = " ".join(str(error).split())
             # What is printed now goes to the log, and this is for whoever started the worker.
             sys.stderr = sys.__stderr__
             raise Trouble(f"cannot reach {self._where.broker}: {text}", EX_UNAVAILABLE) from error
+
+    def _recipe(self) -> Any:
+        """Return how a process that is spawned gets the app, if the command line said where it is."""
+        from umbel import aliased
+        from umbel.worker.spawner import Recipe
+
+        target = self._target
+        return target.app_name and Recipe(
+            app=target.app_name,
+            config=target.config,
+            include=self._options["include"] or (),
+            as_celery=aliased.active,
+            color=False if target.no_color else None,
+        )
 
     def _storage(self) -> str:
         """Return what the broker keeps, in one line; refuse to start on less than ``durability`` asks for."""
@@ -199,6 +214,8 @@ class Starting:
                 f"{'; '.join(kept.advice) or 'For Redis: appendonly yes and appendfsync always'}",
                 EX_CONFIG,
             )
+        for warning in kept.warnings:
+            logging.getLogger("celery.worker").warning(warning)
         return kept.text
 
     def _greet(self, kept: str) -> None:
@@ -207,6 +224,8 @@ class Starting:
 
         level = mlevel(self._plan.loglevel)
         text = banner(self._app, self._plan, self._where, kept, tasks=level <= 20, builtins=level <= 10)
+        if self._options["statedb"]:
+            text += f"\n-S {self._options['statedb']} is not written: what is revoked is kept in a store."
         stream = sys.__stdout__
         if stream is not None:
             print(text, file=stream, flush=True)
