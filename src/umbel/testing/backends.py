@@ -115,6 +115,19 @@ class RecordTests(BackendBase):
             assert backend.store(record(id, new, b"new")) is allowed, (old, new)
             assert dict(backend.fetch([id])) == {id: b"new" if allowed else b"old"}, (old, new)
 
+    def test_store_many_at_once(self, backend: ResultBackend) -> None:
+        assert backend.store_all([]) == 0
+        backend.store(record("t3", payload=b"first"))
+        batch = [record(f"t{number}", payload=b"%d" % number) for number in range(100)]
+        assert backend.store_all(batch) == 99
+        found = backend.fetch([f"t{number}" for number in range(100)])
+        assert dict(found) == {f"t{number}": b"first" if number == 3 else b"%d" % number for number in range(100)}
+
+    def test_many_at_once_of_one_task_are_stored_in_order(self, backend: ResultBackend) -> None:
+        states = ("STARTED", "FAILURE", "STARTED", "SUCCESS", "FAILURE")
+        assert backend.store_all([record("t", state, state.encode()) for state in states]) == 3
+        assert dict(backend.fetch(["t"])) == {"t": b"SUCCESS"}
+
     def test_one_success_of_many_threads(self, backend: ResultBackend) -> None:
         with ThreadPoolExecutor(8) as pool:
             stored = list(pool.map(lambda number: backend.store(record("t", payload=b"%d" % number)), range(16)))
@@ -221,12 +234,43 @@ class ChordTests(BackendBase):
         assert chord.add(part(1))
         assert list(chord.parts()) == [part(0).payload, part(1).payload]
 
-    def test_a_replaced_member_counts_once(self, backend: ResultBackend) -> None:
-        """Another task id at the same index is the same member."""
-        chord = self._chord(backend, 2)
+    def test_its_time_begins_anew_with_each_part(self, backend: ResultBackend) -> None:
+        chord = backend.chord("g")
+        chord.begin(3, expires=60)
+        for index in range(2):
+            self.clock.advance(40)
+            assert chord.add(part(index, expires=60)) is None
+        self.clock.advance(40)
+        assert chord.add(part(2, expires=60)), "members that take long outlived their chord"
+        assert list(chord.parts()) == [part(index).payload for index in range(3)]
+
+    def test_members_may_share_an_index(self, backend: ResultBackend) -> None:
+        """Celery numbers the members of a group inside the header by themselves."""
+        chord = self._chord(backend, 3)
         assert chord.add(part(0, "first")) is None
         assert chord.add(part(0, "second")) is None
+        assert chord.add(part(0, "first")) is None
         assert chord.add(part(1))
+        assert len(list(chord.parts())) == 3
+
+    def test_an_extended_chord_waits_for_more(self, backend: ResultBackend) -> None:
+        chord = backend.chord("g")
+        chord.extend(1)
+        chord.begin(1, expires=3600)
+        assert chord.add(part(0)) is None
+        chord.extend(1)
+        assert chord.add(part(None, "a")) is None
+        assert chord.add(part(1))
+        assert len(list(chord.parts())) == 3
+
+    def test_a_closed_chord_may_begin_anew(self, backend: ResultBackend) -> None:
+        chord = self._chord(backend, 1)
+        for _ in range(2):
+            claim = chord.add(part(0))
+            assert claim
+            chord.close(claim)
+            assert chord.add(part(0)) is None
+            chord.begin(1, expires=3600)
 
     def test_members_without_an_index_count_by_task(self, backend: ResultBackend) -> None:
         chord = self._chord(backend, 2)

@@ -232,6 +232,18 @@ class DeadLetterTests(BrokerBase):
         broker.dead().revive("q", {second.key: other, first.key: None})
         assert self.drain(broker, "q") == [b"changed", b"2"]
 
+    def test_revive_into_another_queue(self, broker: Broker) -> None:
+        second, first = self.bury(broker, b"1", b"2")
+        consumer: Consumer = self.consumer(broker, "r")
+        assert list(broker.dead().revive("q", {first.key: None, second.key: None}, to="r")) == [first.key, second.key]
+        assert [broker.size("q", place) for place in Place] == [0, 0, 0, 0]
+        until(lambda: broker.size("r") == 2)
+        taken = self.take(consumer, 2)
+        assert bodies(taken) == [b"1", b"2"] and {each.queue for each in taken} == {"r"}
+        # It dies and lives there from now on.
+        self.end(consumer, *taken, how=Dead("rejected"))
+        assert (broker.size("q", Place.DEAD), broker.size("r", Place.DEAD)) == (0, 2)
+
     def test_revive_some_of_many(self, broker: Broker) -> None:
         letters = self.bury(broker, b"1", b"2", b"3", b"4")
         wanted = {letters[2].key: None, letters[0].key: None}

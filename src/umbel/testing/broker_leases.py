@@ -253,7 +253,7 @@ class ReapTests(BrokerBase):
         assert again.verdict.kind is VerdictKind.LOST
 
     def test_a_jump_of_the_wall_clock_does_not_kill_the_living(self, broker: Broker) -> None:
-        """A reaper compares beats: after the jump every lease looks over, and the living move theirs."""
+        """F19. A reaper compares beats: after the jump every lease looks over, and the living move theirs."""
         leases = self.leases(broker)
         id = leases.register("node")
         self.clock.jump(3600)

@@ -150,7 +150,9 @@ class ProcessTests(BrokerBase):
         with self._peer("hold", **options) as peer:
             assert peer.stdout is not None
             id = json.loads(peer.stdout.readline())
-            assert broker.size("q", Place.HELD) == 5
+            assert broker.size("q") == 0
+            if broker.features.lease != "connection":  # then only the holder itself knows what it holds
+                assert broker.size("q", Place.HELD) == 5
             leases = self.leases(broker)
             assert id not in [suspect.id for suspect in leases.suspects()]
             peer.send_signal(signal.SIGKILL)

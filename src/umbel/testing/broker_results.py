@@ -156,3 +156,25 @@ class ResultTests(BrokerBase):
         self.end(consumer, held, how=Requeue())
         (again,) = self.take(consumer)
         assert consumer.settle([Settlement(delivery=again, chord=part(0))]).complete == {again.tag: claim}
+
+    def test_further_results_are_stored_in_the_same_step(self, broker: Broker, backend: ResultBackend) -> None:
+        consumer, (held,) = self._holding(broker, b"x")
+        rest = [record("t1", "FAILURE", b"after it"), record("t2", "FAILURE", b"after that")]
+        late = Settlement(delivery=held, results=rest)
+        assert self.refuses(self.consumer(broker), late)
+        assert backend.fetch(["t1", "t2"]) == {}
+        self.end(consumer, held, result=record("t", "FAILURE", b"first"), results=rest)
+        assert backend.fetch(["t", "t1", "t2"]) == {"t": b"first", "t1": b"after it", "t2": b"after that"}
+
+    def test_one_settlement_may_bring_several_parts(self, broker: Broker, backend: ResultBackend) -> None:
+        backend.chord("g").begin(4, expires=3600)
+        consumer, (first, second) = self._holding(broker, b"1", b"2")
+        early = Settlement(delivery=first, results=[record("t1")], chord=part(1), parts=[part(0)])
+        assert not consumer.settle([early]).complete
+        last = Settlement(delivery=second, results=[record("t3")], chord=part(3), parts=[part(2)])
+        claim = consumer.settle([last]).complete[second.tag]
+        assert set(backend.fetch(["t1", "t3"])) == {"t1", "t3"}
+        assert list(backend.chord("g").parts()) == [part(index).payload for index in range(4)]
+        assert consumer.settle([last]).complete == {second.tag: claim}
+        self.end(consumer, second, publish=[outgoing(b"body")])
+        assert list(backend.chord("g").parts()) == []

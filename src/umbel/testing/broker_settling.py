@@ -231,6 +231,22 @@ class GateTests(BrokerBase):
         (again,) = self.take(consumer, 5)
         assert (again.raw, again.count) == (limited.raw, 1)
 
+    def test_what_is_let_through_too_early_waits_on(self, broker: Broker) -> None:
+        """A gate and a moment must both be over, whichever is the first."""
+        self.send(broker, b"early", gate="limit", not_before=self.later(60))
+        self.send(broker, b"late", gate="limit", not_before=self.later(10))
+        self.send(broker, b"open", b"open")
+        consumer = self.consumer(broker)
+        first, second = self.take(consumer, 5)
+        self.end(consumer, first, frees=["limit"])
+        assert (list(consumer.reserve(5)), broker.size("q", Place.SCHEDULED)) == ([], 1)
+        self.clock.advance(61)
+        (held,) = self.take(consumer, 5)
+        assert bodies([held]) == [b"early"]
+        self.end(consumer, second, frees=["limit"])
+        (held,) = self.take(consumer, 5)
+        assert bodies([held]) == [b"late"]
+
     def test_a_refused_settlement_frees_nothing(self, broker: Broker) -> None:
         self.send(broker, b"open")
         self.send(broker, b"limited", gate="limit")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 
-from umbel.interfaces import Broker, Store, Subscription
+from umbel.interfaces import Broker, Place, Store, Subscription, Write
 from umbel.message import Message
-from umbel.testing.broker_base import BrokerBase, needs, until
+from umbel.testing.broker_base import BrokerBase, needs, outgoing, until
 
 
 class StoreTests(BrokerBase):
@@ -49,6 +50,37 @@ class StoreTests(BrokerBase):
         assert store.put("k", b"2", if_version=first) is None
         second = store.put("k", b"2", if_version=0)
         assert second != first
+
+    @needs(guarded=True)
+    def test_messages_are_published_on_a_condition(self, broker: Broker, store: Store) -> None:
+        first = broker.publish_if(Write(key="k", value=b"1", if_version=0), [outgoing(b"[1]"), outgoing(b"[2]")])
+        assert first
+        assert broker.publish_if(Write(key="k", value=b"1", if_version=0), [outgoing(b"[3]")]) is None
+        second = broker.publish_if(Write(key="k", value=b"2", if_version=first), [])
+        assert second not in (None, first)
+        stored = store.get("k")
+        assert stored is not None
+        assert (stored.value, stored.version) == (b"2", second)
+        assert broker.size("q") == 2
+
+    @needs(guarded=True)
+    def test_of_many_who_publish_on_one_condition_one_does(self, broker: Broker) -> None:
+        def fire(number: int) -> int | None:
+            return broker.publish_if(Write(key="k", value=b"%d" % number, if_version=0), [outgoing(b"[%d]" % number)])
+
+        with ThreadPoolExecutor(8) as pool:
+            won = [version for version in pool.map(fire, range(20)) if version is not None]
+        assert len(won) == broker.size("q") == 1
+
+    @needs(guarded=True)
+    def test_a_repeat_and_a_message_that_waits_are_published_on_a_condition(self, broker: Broker) -> None:
+        later = self.clock.now() + timedelta(hours=1)
+        once = outgoing(task_id="once")
+        broker.publish([once])
+        version = broker.publish_if(Write(key="k", value=b"1", if_version=0), [once, outgoing(not_before=later)])
+        assert version
+        assert broker.size("q") == (1 if broker.features.dedupe else 2)
+        assert broker.size("q", Place.SCHEDULED) == 1
 
     def test_a_key_dies_after_its_time(self, store: Store) -> None:
         store.put("short", b"1", ttl=0.05)

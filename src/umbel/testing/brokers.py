@@ -26,6 +26,7 @@ Options that the suite passes: ``max_deliveries``, ``redelivery_backoff``, ``pub
 from __future__ import annotations
 
 from umbel.testing.broker_dead import CrashTests, DeadLetterTests
+from umbel.testing.broker_finding import FindTests
 from umbel.testing.broker_leases import ReapTests, ReleaseTests
 from umbel.testing.broker_many import LifeTests, ProcessTests, ThreadTests
 from umbel.testing.broker_queues import QueueTests, ScheduleTests, WaitTests
@@ -40,6 +41,7 @@ class BrokerContract(
     QueueTests,
     ScheduleTests,
     WaitTests,
+    FindTests,
     SettleTests,
     PoisonTests,
     CrashTests,

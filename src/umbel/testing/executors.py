@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,8 +36,12 @@ class Body:
         self.is_coroutine = inspect.iscoroutinefunction(fun)
 
 
+class LetThrough(SystemExit):
+    """Raised by a body: leaves the runner, as a SystemExit of a middleware or a receiver does."""
+
+
 class BodyRunner:
-    """Runs bodies as the worker's runner runs tasks: it never raises for what they do."""
+    """Runs bodies as the worker's runner runs tasks: it never raises for what they do, but for what it lets through."""
 
     def run(self, execution: Execution) -> Outcome:
         """Run it in this thread."""
@@ -44,7 +49,9 @@ class BodyRunner:
             value = execution.task.fun()
             if inspect.iscoroutine(value):
                 value = asyncio.run(value)
-        except Exception:  # user code ends here, as in the worker's own runner
+        except LetThrough:
+            raise
+        except BaseException:  # user code ends here, as in the worker's own runner
             return _outcome(execution, states.FAILURE)
         return _outcome(execution, states.SUCCESS)
 
@@ -52,9 +59,15 @@ class BodyRunner:
         """Run a coroutine body on the running loop."""
         try:
             await execution.task.fun()
-        except Exception:  # user code ends here, as in the worker's own runner
+        except (LetThrough, asyncio.CancelledError):
+            raise
+        except BaseException:  # user code ends here, as in the worker's own runner
             return _outcome(execution, states.FAILURE)
         return _outcome(execution, states.SUCCESS)
+
+    def hopeless(self, execution: Execution, error: BaseException) -> Outcome:
+        """End what an error has left that went through."""
+        return _outcome(execution, states.FAILURE)
 
 
 def _outcome(execution: Execution, state: str) -> Outcome:
@@ -143,6 +156,77 @@ class ExecutorContract:
         executor.submit(self.execution(lambda: None, "good"))
         ledger.expect(2)
         assert ledger.states == {"bad": [states.FAILURE], "good": [states.SUCCESS]}
+
+    def ended_badly(self, executor: Executor, ledger: Ledger, body: Callable[[], Any]) -> None:
+        """Run the body more often than slots are there, then another: each has one outcome, and every slot is free."""
+        count = self.size + 1
+        self.send(executor, [self.execution(body, f"bad {n}") for n in range(count)], ledger)
+        executor.submit(self.execution(lambda: None, "good"))
+        ledger.expect(count + 1)
+        assert ledger.states.pop("good") == [states.SUCCESS]
+        assert all(seen == [states.FAILURE] for seen in ledger.states.values()), ledger.states
+        assert executor.free() == self.size
+
+    def test_a_cancellation_that_the_executor_did_not_cause(self, executor: Executor, ledger: Ledger) -> None:
+        """What a body waits for may have been cancelled by anybody: the body has failed, and its slot is free."""
+
+        async def body() -> None:
+            inner = asyncio.create_task(asyncio.sleep(PATIENCE))
+            await asyncio.sleep(0)
+            inner.cancel()
+            await inner
+
+        self.ended_badly(executor, ledger, body)
+
+    def test_a_body_that_cancels_itself(self, executor: Executor, ledger: Ledger) -> None:
+        """The same, when it is the task of the loop in which the body runs."""
+
+        async def body() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(PATIENCE)
+
+        self.ended_badly(executor, ledger, body)
+
+    def test_an_exit_in_a_task_that_a_body_started(self, executor: Executor, ledger: Ledger) -> None:
+        """A SystemExit there leaves the event loop; the body gets it, and what comes next runs."""
+
+        async def child() -> None:
+            sys.exit(1)
+
+        async def body() -> None:
+            await asyncio.gather(child())
+
+        self.ended_badly(executor, ledger, body)
+
+    def test_what_the_runner_lets_through(self, executor: Executor, ledger: Ledger) -> None:
+        """Where others share the process, it ends one execution, and neither a slot nor the executor."""
+        if executor.features.inline:
+            pytest.skip("features.inline: it belongs to whoever submits")
+
+        def body() -> None:
+            raise LetThrough(1)
+
+        async def coroutine() -> None:
+            raise LetThrough(1)
+
+        self.ended_badly(executor, ledger, body)
+        ledger.states.clear()
+        self.ended_badly(executor, ledger, coroutine)
+
+    def test_functions_run_at_once(self, executor: Executor, ledger: Ledger) -> None:
+        """``size`` of them, none waits for a thread: its time limits count already. So it is after a resize."""
+        if executor.features.inline:
+            pytest.skip("features.inline is true")
+        for size in (self.size, self.size + 20):
+            executor.resize(size)
+            meeting = threading.Barrier(size)
+            for n in range(size):
+                executor.submit(self.execution(functools.partial(meeting.wait, PATIENCE), f"{size} {n}"))
+            ledger.expect(size)
+            assert all(seen == [states.SUCCESS] for seen in ledger.states.values()), ledger.states
+            ledger.states.clear()
 
     def test_at_most_size_at_once_and_full_raises(self, executor: Executor, ledger: Ledger) -> None:
         """Submitting more than is free raises, and nothing of that execution runs."""
