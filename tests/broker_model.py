@@ -103,18 +103,18 @@ class Model:
         self._tail += 1
         return self._tail
 
-    def free(self, names: Iterable[str]) -> None:
-        """Give up keys, and let the first of each gate through."""
+    def free(self, names: Iterable[str], now: float) -> None:
+        """Give up keys, and let the first of each gate through: to the schedule, if it is not due."""
         for name in names:
             self.unique.pop(name, None)
             waiting = [item for item in self.at("gate") if item.gate == name]
             if waiting:
                 first = min(waiting, key=lambda item: item.position if self.ways.keeps_position else item.parked)
-                first.place, first.loose = "ready", True
+                first.place, first.loose = "scheduled" if first.due > now else "ready", True
 
     def park(self, item: Item, gate: str) -> None:
         """Let it wait at the gate."""
-        item.place, item.gate, item.parked = "gate", gate, self._next()
+        item.place, item.gate, item.due, item.parked = "gate", gate, 0.0, self._next()
 
     # -- reserve -------------------------------------------------------------------------------------------------
 

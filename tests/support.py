@@ -64,25 +64,35 @@ class WorkerProcess:
             self.process.kill()
             self.process.wait(5)
             raise AssertionError(f"the worker did not stop; it said:\n{self.output}") from None
-        self._reader.join(5)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        finally:
+            # Left open it would be a warning, and so a failure, in whichever test comes next.
+            self._reader.join(5)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
         return status
 
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child: this one without settings that would leak into it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY_", "UMBEL_", "BROKER", "RESULT_"))}
+    # The last two: a run of several processes says how wide its terminal is, which is not that of a test.
+    ours = ("CELERY_", "UMBEL_", "BROKER", "RESULT_", "COLUMNS", "LINES")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {**kept, "PYTHONUNBUFFERED": "1", **extra}
 
 
 @contextmanager
 def worker(
-    target: str, *options: str, cwd: Path, env: Mapping[str, str], celery: bool = False, status: int | None = 0
+    target: str,
+    *options: str,
+    cwd: Path,
+    env: Mapping[str, str],
+    celery: bool = False,
+    status: int | None = 0,
+    python: str = sys.executable,
 ) -> Iterator[WorkerProcess]:
     """Run ``umbel -A target worker options`` (or ``celery``) while the block runs, and check its exit status."""
     module = "celery" if celery else "umbel"
-    command = [sys.executable, "-m", module, "-A", target, "worker", *options]
+    command = [python, "-m", module, "-A", target, "worker", *options]
     running = WorkerProcess(command, cwd, env)
     try:
         running.expect("ready.")
@@ -91,15 +101,23 @@ def worker(
         running.stop(signal.SIGKILL)
         print(running.output)
         raise
-    ended = running.stop()
+    try:
+        ended = running.stop()
+    except AssertionError:
+        # A real Celery hangs now and then when its SIGTERM meets the end of a task, and is not what is tested.
+        if "(umbel)" in running.output:
+            raise
+        return
     if status is not None:
         assert ended == status, running.output
 
 
-def run(code: str, *, cwd: Path, env: Mapping[str, str], timeout: float = DEADLINE) -> str:
+def run(
+    code: str, *, cwd: Path, env: Mapping[str, str], timeout: float = DEADLINE, python: str = sys.executable
+) -> str:
     """Run Python code in a process of its own and return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [python, "-c", code],
         cwd=cwd,
         env=dict(env),
         capture_output=True,

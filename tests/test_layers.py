@@ -8,17 +8,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent / "src" / "umbel"
 
 LAYERS: list[set[str]] = [
-    {"exceptions", "states", "clock", "retry", "schedules", "message", "serialization", "compression", "remote",
-     "saferepr", "jsoncodec", "envelope", "writing", "template", "signing"},
+    {"exceptions", "states", "clock", "retry", "message", "serialization", "compression", "remote",
+     "bell", "saferepr", "jsoncodec", "envelope", "writing", "template", "signing", "aliased", "nesting", "spotting"},
     {"interfaces"},
     {"brokers", "backends"},
     {"settings", "setting_rows", "setting_values", "setting_names", "setting_sources", "drivers", "routing",
      "signals", "current", "context", "registry", "loading", "app", "configuring", "connecting", "connection_options",
-     "splitting", "declaring", "defining", "bound", "handlers", "composing", "eager", "retrying", "task", "signature",
-     "canvas", "publishing", "result", "asyncresult", "groupresult", "listening", "meta", "waiting", "tracing",
-     "security", "events", "control", "revoking", "asyncio", "utils", "dead"},
-    {"worker", "beat"},
-    {"cli", "dashboard", "testing", "contrib", "celery", "__main__"},
+     "splitting", "declaring", "defining", "bound", "handlers", "composing", "eager", "retrying", "task", "signatures",
+     "canvas", "canvas_base", "canvas_chain", "canvas_chord", "canvas_group", "canvas_map", "lazylist", "stamping",
+     "outbox", "collecting", "builtin_tasks", "components", "publishing", "result", "asyncresult", "resultbase",
+     "groupresult", "listening", "meta", "waiting", "tracing", "progress", "watching",
+     "schedules", "periodic", "security", "events", "control", "revoking", "pausing", "queues", "mailbox",
+     "inspecting", "asyncio", "utils", "dead", "editing", "sensitive", "metrics", "background", "history"},
+    {"worker", "beat", "why"},
+    {"cli", "dashboard", "top", "testing", "contrib", "celery", "__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

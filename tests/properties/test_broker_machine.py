@@ -153,11 +153,7 @@ class BrokerMachine(RuleBasedStateMachine):
         )
     )
     def publish(self, batch: list[tuple[str, int, int | None, str, str]]) -> None:
-        # What must wait for both a gate and a moment is not asked for: no limit of ours makes such a message.
-        made = [
-            self.message(queue, priority, None if gate else ahead, gate, key)
-            for queue, priority, ahead, gate, key in batch
-        ]
+        made = [self.message(*each) for each in batch]
         outcomes = self.broker.publish([out for out, _ in made])
         for (out, item), outcome in zip(made, outcomes, strict=True):
             holder = self.model.unique.get(out.unique or "")
@@ -352,7 +348,7 @@ class BrokerMachine(RuleBasedStateMachine):
         model, how = self.model, one.how
         if one.result is not None:
             model.store(one.result)
-        model.free(one.frees)
+        model.free(one.frees, self.now())
         for out in one.publish:
             fresh = Item(int(out.message.body), out.queue, out.priority, "", task_id=out.task_id)
             fresh.due = out.not_before.timestamp() if out.not_before is not None else 0.0
@@ -531,7 +527,8 @@ class BrokerMachine(RuleBasedStateMachine):
                 pass
         left = [id for id, member in self.model.members.items() if member.state != "gone"]
         assert not left, "a dead consumer was never taken over"
-        last_due = max((item.due for item in self.model.at("scheduled")), default=0.0)
+        waiting = self.model.at("scheduled") + self.model.at("gate")
+        last_due = max((item.due for item in waiting), default=0.0)
         self.clock.advance(max(0.0, last_due - self.now()) + 1)
         last = Client(self.broker, QUEUES)
         self.clients.append(last)
@@ -591,6 +588,8 @@ pytestmark = pytest.mark.timeout(3600 if EXAMPLES or SHRINK else 60)
 
 
 def test_memory(small_batches: int) -> None:
+    """F31. The memory broker."""
+
     def opening(clock: FakeClock, options: dict[str, Any]) -> tuple[Any, Any]:
         url = f"memory://{uuid.uuid4().hex}"
         broker = memory.MemoryBroker(url, options=options, clock=clock)
@@ -606,6 +605,8 @@ def folder() -> Iterator[str]:
 
 
 def test_sqlite(small_batches: int, folder: str) -> None:
+    """F31. The SQLite broker."""
+
     def opening(clock: FakeClock, options: dict[str, Any]) -> tuple[Any, Any]:
         url = f"sqlite:///{folder}/{uuid.uuid4().hex}.db?synchronous=NORMAL"
         return SqliteBroker(url, options=options, clock=clock), sqlite_backend.SqliteBackend(
@@ -616,6 +617,7 @@ def test_sqlite(small_batches: int, folder: str) -> None:
 
 
 def test_redis(small_batches: int, redis_server: RedisServer) -> None:
+    """F31. The Redis broker."""
     import redis
 
     from umbel.backends.redis import RedisBackend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 import threading
@@ -242,6 +243,47 @@ def test_an_app_pickles_to_its_settings(app: Umbel) -> None:
     assert copy.main == "shop"
     assert copy.conf.broker_url == app.conf.broker_url
     copy.close()
+
+
+class Doubling(Task[..., Any]):
+    """A task class that a copy of an app is to find by its name."""
+
+
+@pytest.mark.parametrize("how", ["name", "module", "constructor", "environment", "dict"])
+def test_an_app_pickles_with_its_source(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pickledconf.py").write_text("SHOP_BROKER_URL = 'memory://from-conf'\nSHOP_TASK_DEFAULT_PRIORITY = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pickledconf", raising=False)
+    monkeypatch.setenv("SHOP_CONF", "pickledconf")
+    source: Any = "pickledconf" if how == "constructor" else None
+    # The last two have no namespace but that of the app.
+    app = Umbel("shop", config_source=source, namespace="SHOP", task_cls=Doubling, set_as_current=False)
+    if how == "name":
+        app.config_from_object("pickledconf", namespace="SHOP")
+    elif how == "module":
+        app.config_from_object(importlib.import_module("pickledconf"), namespace="SHOP")
+    elif how == "environment":
+        app.config_from_envvar("SHOP_CONF")
+    elif how == "dict":
+        app.config_from_object({"SHOP_BROKER_URL": "memory://from-conf"})
+    app.conf.task_default_queue = "mine"
+    data = pickle.dumps(app)
+    copy = pickle.loads(data)
+    assert (copy.conf.broker_url, copy.conf.task_default_queue) == ("memory://from-conf", "mine")
+    assert copy.conf.task_default_priority == (None if how == "dict" else 3)
+    assert issubclass(copy.Task, Doubling)
+    assert app.conf.broker_url == copy.conf.broker_url
+    for each in (app, copy):
+        each.close()
+
+
+def test_a_source_that_may_be_missing_may_be_missing_in_a_copy_too() -> None:
+    app = Umbel("shop", broker="memory://", set_as_current=False)
+    app.config_from_object("no_such_configuration", silent=True)
+    copy = pickle.loads(pickle.dumps(app))
+    assert copy.conf.broker_url == "memory://"
+    for each in (app, copy):
+        each.close()
 
 
 def test_a_task_pickles_to_its_name(app: Umbel) -> None:

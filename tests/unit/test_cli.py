@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     name = f"shop_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(APP.format(folder=tmp_path))
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    (tmp_path / "unmoved.py").write_text("import celery\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for variable in ("APP", "BROKER_URL", "RESULT_BACKEND", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"):
@@ -40,7 +42,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield Path(name)
     os.environ.clear()
     os.environ.update(before)
-    for module in (name, "broken"):
+    for module in (name, "broken", "unmoved"):
         sys.modules.pop(module, None)
 
 
@@ -85,8 +87,7 @@ def test_an_unknown_command_is_a_usage_error_that_names_the_nearest() -> None:
     [
         ["--time-limit", "-3"],
         ["--soft-time-limit", "soon"],
-        ["-B"],
-        ["--autoscale", "4,1"],
+        ["--heartbeat-interval", "0"],
         ["-c", "2", "--nonsense"],
         ["-l", "loud"],
         ["--max-tasks-per-child", "-1"],
@@ -117,6 +118,13 @@ def test_bad_configuration_ends_with_78_and_one_line(project: Path, args: list[s
     assert result.exit_code == 78, result.output
     lines = [line for line in result.stderr.splitlines() if not line.startswith("SecurityWarning")]
     assert len(lines) == 1 and lines[0].startswith("Error: ") and said in lines[0]
+
+
+def test_who_has_not_changed_the_import_is_told_of_the_alias(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "celery", None)
+    result = umbel("-A", "unmoved", "worker")
+    assert result.exit_code == 78, result.output
+    assert "--as-celery" in result.stderr
 
 
 def test_the_app_may_stand_before_or_after_the_command(project: Path) -> None:
@@ -156,6 +164,63 @@ def test_unreadable_arguments_of_a_call_are_usage_errors(project: Path, option: 
 def test_a_result_that_does_not_come_times_out(project: Path) -> None:
     result = umbel("-A", str(project), "result", "no-such-id", "--timeout", "0.05")
     assert (result.exit_code, result.stdout) == (75, "")
+
+
+def test_an_id_that_nobody_knows_is_not_waited_for(project: Path) -> None:
+    done = umbel("-A", str(project), "result", "no-such-id")
+    assert done.exit_code == 3 and "nothing is known of no-such-id" in done.stderr, done.output
+    assert umbel("-A", str(project), "result", "no-such-id", "--wait", "--timeout", "1.5").exit_code == 75
+
+
+def test_what_may_still_come_is_waited_for(project: Path) -> None:
+    app = str(project)
+    sent = umbel("-A", app, "call", f"{app}.add", "-a", "[1, 2]").stdout.strip()
+    done = umbel("-A", app, "result", sent, "--timeout", "2")
+    assert done.exit_code == 75 and "It is number 1 of 1 in the queue 'celery'" in done.stderr, done.output
+    sys.path.insert(0, ".")
+    add = __import__(app).add
+    later = (add.si(1, 2) | add.si(3, 4)).delay().id
+    add.app.close()
+    done = umbel("-A", app, "result", later, "--timeout", "2")
+    assert done.exit_code == 75 and "a later task of a workflow" in done.stderr, done.output
+    quiet = umbel("-A", app, "-q", "result", later, "--timeout", "2")
+    assert quiet.stderr.startswith("Error: no result of"), quiet.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["metrics", "serve", "--port", "0"], ["dashboard", "-p", "0", "--trust-header", "x", "--trust-from", "127.0.0.1"]],
+    ids=["metrics", "dashboard"],
+)
+@pytest.mark.parametrize(
+    ("host", "code", "said"),
+    [("no such host", 78, "there is no such name"), ("192.0.2.7", 69, "that is no address of this machine")],
+)
+def test_where_nobody_can_listen_is_told(project: Path, command: list[str], host: str, code: int, said: str) -> None:
+    done = umbel("-A", str(project), *command, "--host", host)
+    assert done.exit_code == code and f"--host '{host}': {said}" in done.stderr, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rate_limit"], "rate_limit needs task_name and rate_limit: rate_limit <task_name> <rate_limit"),
+        (["rate_limit", "add"], "rate_limit needs rate_limit: "),
+        (["time_limit", "add"], "time_limit needs soft: "),
+        (["add_consumer"], "add_consumer needs queue: "),
+        (["terminate"], "terminate needs signal: "),
+    ],
+)
+def test_an_order_without_its_arguments_is_a_usage_error(project: Path, words: list[str], said: str) -> None:
+    done = umbel("-A", str(project), "control", *words)
+    assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+def test_a_question_that_takes_long_is_for_those_who_are_there(project: Path) -> None:
+    # Its answer may take a minute, and would be waited for by whoever asks nobody.
+    started = time.monotonic()
+    assert umbel("-A", str(project), "inspect", "objgraph").exit_code == 69
+    assert time.monotonic() - started < 30
 
 
 def test_no_worker_is_alive(project: Path) -> None:

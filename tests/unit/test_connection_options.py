@@ -11,6 +11,7 @@ import pytest
 
 import umbel
 from umbel import Umbel, drivers
+from umbel.brokers.rabbitmq.address import _TLS
 from umbel.brokers.redis import RedisBroker
 from umbel.brokers.redis.client import _FLOATS, _PASSED_ON
 from umbel.connection_options import SETTINGS, backend_options, broker_options
@@ -47,6 +48,12 @@ def test_the_lists_of_options_are_what_the_drivers_read() -> None:
     assert {*asked_for(*(PACKAGE / "brokers").glob("memory*.py"))} - internal == drivers._BROKERS["memory"].reads
     results = {*asked_for(PACKAGE / "backends" / "redis.py"), *asked_for(PACKAGE / "brokers" / "redis" / "client.py")}
     assert (results | {*_PASSED_ON, *_FLOATS}) - internal == drivers._BACKENDS["redis"].reads
+    folder = PACKAGE / "brokers" / "rabbitmq"
+    tls = {name for name in _TLS if name.startswith("ssl_")} | {"ssl_cert_reqs"}
+    rabbitmq = {*asked_for(*folder.glob("*.py")), *tls} - internal - {"find_queue"}
+    assert rabbitmq == drivers._BROKERS["amqp"].reads
+    # Its connections have heartbeats of their own.
+    assert {*asked_for(folder / "address.py"), *tls} - {"heartbeat"} == drivers._BACKENDS["rpc"].reads
 
 
 def test_the_page_names_every_option() -> None:

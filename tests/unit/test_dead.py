@@ -89,6 +89,30 @@ def test_get_of_what_is_not_there(morgue: Morgue) -> None:
         assert morgue.app.dead.get(id) is None
 
 
+def test_named_finds_those_that_are_there(morgue: Morgue, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        morgue.send("job", number)
+    while morgue.count(Place.READY):
+        morgue.bury()
+    dead = morgue.app.dead
+    mail = morgue.one(queue="mail")
+    letters = dead.list(queue="celery")
+    ids = [letter.id for letter in letters]
+    assert len(letters) == 300 and dead.named(ids) == letters
+    assert dead.named([ids[7], mail.id, ids[299], ids[7]]) == [letters[7], mail, letters[299]]
+    assert dead.named(["", ":", "nothing", "celery:", "celery:0", letters[0].task_id, f"other:{letters[0].key}"]) == []
+    assert dead.named([f"celery:{'9' * 19}", f"celery:{'9' * 5000}", f"celery:0{letters[0].key}"]) == []
+    dead.discard(*letters[100:200])
+    store, asked = type(morgue.app.broker.dead()), []
+    page = store.page
+    monkeypatch.setattr(store, "page", lambda *given, **how: asked.append(how["limit"]) or page(*given, **how))
+    assert dead.named(ids[100:200]) == [] and asked == [100]
+    asked.clear()
+    assert dead.named(ids[::-1]) == letters[:199:-1] + letters[99::-1] and len(asked) == 2
+    asked.clear()
+    assert dead.named(ids[:1]) == letters[:1] and asked == [1], "one letter is not more than that"
+
+
 def test_get_finds_the_latest_of_a_task(sqlite_url: str) -> None:
     morgue = Morgue(sqlite_url, publish_dedupe=0)
     first = morgue.one()
@@ -201,6 +225,53 @@ def test_nobody_gets_a_signature_for_a_message_of_his_own(sqlite_url: str) -> No
     assert held.raw == letter.raw
     morgue.close()
     stranger.close()
+
+
+def test_a_letter_is_put_back_with_other_arguments(morgue: Morgue) -> None:
+    letter = morgue.one("job", 1, kwargs={"a": 2}, reason="exhausted", retries=3, link=morgue.app.signature("next"))
+    assert morgue.app.dead.requeue_edited(letter, ["één"], {"b": 9007199254740993})
+    assert not morgue.app.dead.requeue_edited(letter, [], {}), "it is not there any more"
+    (peeked,) = morgue.app.broker.peek("celery")
+    call = decode_call(decode_envelope(peeked.raw))
+    assert (call.id, list(call.args), call.kwargs, call.retries) == (
+        letter.task_id,
+        ["één"],
+        {"b": 9007199254740993},
+        0,
+    )
+    assert [each["task"] for each in call.callbacks or ()] == ["next"]
+    assert call.headers["argsrepr"] == "('één',)"
+
+
+def test_a_letter_is_not_put_back_with_what_its_task_does_not_take(morgue: Morgue) -> None:
+    @morgue.app.task(name="job", bind=True, sensitive=("key",))
+    def job(self: Any, x: int, key: str = "") -> None: ...
+
+    letter = morgue.one("job", 1)
+    for args, kwargs in (([], {}), ([1, 2, 3], {}), ([1], {"none": 1})):
+        with pytest.raises(TypeError):
+            morgue.app.dead.requeue_edited(letter, args, kwargs)
+    assert morgue.count(Place.DEAD) == 1
+    assert morgue.app.dead.requeue_edited(letter, [2], {"key": "canary"})
+    (peeked,) = morgue.app.broker.peek("celery")
+    assert "canary" not in str(decode_envelope(peeked.raw).headers)
+
+
+def test_nobody_gets_a_signature_by_editing(sqlite_url: str) -> None:
+    key = "k" * 43
+    signed, unsigned = Morgue(sqlite_url, security_key=key), Morgue(sqlite_url)
+    try:
+        letter = unsigned.one()
+        with pytest.raises(ValueError, match="not signed"):
+            signed.app.dead.requeue_edited(letter, [], {})
+        letter = signed.one("other")
+        assert signed.app.dead.requeue_edited(letter, [7], {})
+        (peeked,) = signed.app.broker.peek("celery")
+        keys = keyring_of(signed.app.conf)
+        assert keys is not None and keys.refusal(decode_envelope(peeked.raw), "celery") is None
+    finally:
+        signed.close()
+        unsigned.close()
 
 
 def test_bytes_that_are_no_message_can_be_moved_too(redis_url: str) -> None:
@@ -328,6 +399,19 @@ def test_requeue_and_discard_by_id(morgue: Morgue, shell: Any) -> None:
     assert (morgue.count(Place.READY), morgue.count(Place.DEAD)) == (1, 0)
 
 
+def test_requeue_with_other_arguments(morgue: Morgue, shell: Any) -> None:
+    letter = morgue.one("job", 1, kwargs={"a": 2})
+    other = morgue.one("job", 2)
+    assert shell("requeue", "--all", "-a", "[1]").exit_code == 2
+    assert shell("requeue", letter.id, other.id, "-a", "[1]").exit_code == 2
+    assert shell("requeue", letter.id, "-a", "{}").exit_code == 2
+    assert morgue.count(Place.DEAD) == 2
+    assert shell("requeue", letter.id, "-a", "[5]").exit_code == 0
+    (peeked,) = morgue.app.broker.peek("celery")
+    call = decode_call(decode_envelope(peeked.raw))
+    assert (list(call.args), call.kwargs) == ([5], {"a": 2}), "what is not given stays"
+
+
 def test_partly_done_is_exit_5(morgue: Morgue, shell: Any) -> None:
     letter = morgue.one()
     result = shell("requeue", letter.id, "celery:999")
@@ -354,6 +438,15 @@ def test_dry_run_changes_nothing(morgue: Morgue, shell: Any) -> None:
         result = shell(verb, "--all", "--dry-run")
         assert result.exit_code == 0 and result.stdout.startswith(letter.id)
         assert f"1 dead letter would be {verb}" in result.stderr
+    assert morgue.count(Place.DEAD) == 1
+
+
+def test_a_reason_that_nothing_dies_of_is_a_usage_error(morgue: Morgue, shell: Any) -> None:
+    morgue.one(reason="expired")
+    for verb in (["list"], ["requeue", "--yes"], ["discard", "--yes"]):
+        result = shell(*verb, "--reason", "expird")
+        assert result.exit_code == 2 and "did you mean 'expired'?" in result.stderr, result.output
+    assert "it is one of bad_signature, " in shell("list", "--reason", "nonsense").stderr
     assert morgue.count(Place.DEAD) == 1
 
 

@@ -110,10 +110,11 @@ def test_a_missing_library_is_an_error_that_names_the_extra(tmp_path: Path, monk
 
 def test_a_scheme_that_comes_later_says_so() -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
-        drivers.open_broker("amqp://guest:s3cret@localhost//")
+        drivers.open_broker("postgresql://guest:s3cret@localhost//")
     text = str(caught.value)
-    assert "no broker for scheme 'amqp'; known: memory, redis, redis+socket, rediss, sentinel, sqlite" in text
-    assert "umbel[rabbitmq]" in text
+    known = "amqp, amqps, memory, pyamqp, redis, redis+socket, rediss, sentinel, sqlite"
+    assert f"no broker for scheme 'postgresql'; known: {known}" in text
+    assert "umbel[postgres]" in text
     assert "not available yet in this build" in text
     assert "s3cret" not in text
 
@@ -170,7 +171,15 @@ def test_split(url: str | list[str], parts: list[str]) -> None:
         ("redis+socket://:p@/tmp/r.sock", "redis+socket://:**@/tmp/r.sock"),
         ("sqlite:////home/me@work/a.db", "sqlite:////home/me@work/a.db"),
         ("redis://h:6379/0?token=a@b&x=1", "redis://h:6379/0?token=**&x=1"),
-        ("redis://h:6379/v@x", "redis://h:6379/v@x"),
+        ("redis://h:6379/0?client_name=a@b", "redis://h:6379/0?client_name=a@b"),
+        ("redis://[::1]:6379/0?token=a@b", "redis://[::1]:6379/0?token=**"),
+        ("redis://me:p@h/0?token=a@b&x=1", "redis://me:**@**&x=1"),
+        ("redis://u:x&token=y@h/0", "redis://u:**@**"),
+        ("redis://me:?x=y@h/0", "redis://me:**@h/0"),
+        ("redis://h:6379/v@x", "redis://h:**@x"),
+        ("redis://me:2024/secret@db:6379/0", "redis://me:**@db:6379/0"),
+        ("redis://:2024?secret@db:6379/0", "redis://:**@db:6379/0"),
+        ("amqp://me:2024/a/b@h:5672//", "amqp://me:**@h:5672//"),
         ("redis://h?ssl_keyfile=/k.pem&ssl_password=p", "redis://h?ssl_keyfile=/k.pem&ssl_password=**"),
         ("sentinel://:a@h:1;sentinel://:b@i:2/0?sentinel_password=c", None),
         ("sentinel://:a@h:1;:b@i:2", None),

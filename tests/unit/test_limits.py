@@ -198,6 +198,49 @@ def test_terminated_from_another_thread(main_limiter: Limiter) -> None:
         assert not guard.interrupt(Terminated(15))
 
 
+class _Asked(Limiter):
+    """Somebody asks for an end of the task at the worst moments: while its guard begins to be watched, and after."""
+
+    asking: threading.Thread | None = None
+    watched = forgotten = False
+
+    def watch(self, guard: Guard) -> None:
+        self.asking = threading.Thread(target=guard.interrupt, args=(Terminated(15),))
+        self.asking.start()
+        # It either returns, having sent the error, or waits until that may arrive.
+        self.asking.join(0.05)
+        super().watch(guard)
+        self.watched = True
+
+    def forget(self, guard: Guard) -> None:
+        guard._wanted = Terminated(15)
+        self.ring_main()
+        deadline = time.monotonic() + 0.05
+        while time.monotonic() < deadline:
+            pass
+        super().forget(guard)
+        self.forgotten = True
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_nothing_arrives_in_the_guard_itself(where: str) -> None:
+    """There it could leave a lock taken, on which the limits of all later tasks would hang."""
+    old = signal.getsignal(signal.SIGUSR1)
+    limiter = _Asked(signal.SIGUSR1 if where == "main" else None)
+    try:
+        guard = guard_of(limiter, soft=LONG)
+        if where == "main":
+            with pytest.raises(Terminated):
+                guard.run(spin)
+        else:
+            assert isinstance(in_thread(lambda: guard.run(spin)), Terminated)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert limiter.watched and limiter.forgotten
+    assert limiter.asking is not None
+    limiter.asking.join(LONG)
+
+
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_nothing_arrives_after_the_body(main_limiter: Limiter, where: str) -> None:
     """However close the end of the body and the deadline are: an error belongs to the body, or there is none."""

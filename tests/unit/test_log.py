@@ -20,6 +20,7 @@ CONF = SimpleNamespace(
     worker_log_datefmt=None,
     worker_task_log_format=log.TASK_FORMAT,
     worker_task_log_datefmt=None,
+    worker_log_json=False,
     worker_log_color=None,
     worker_hijack_root_logger=True,
     worker_redirect_stdouts=True,

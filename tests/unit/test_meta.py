@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from umbel import exceptions, meta, states
 from umbel.exceptions import ContentDisallowed, DecodeError, EncodeError, RemoteError, SecurityError
+from umbel.resultbase import ResultBase
 
 DONE = datetime(2026, 11, 21, 11, 55, 50, 728915, tzinfo=UTC)
 
@@ -98,13 +100,18 @@ def test_the_request_gives_ids_and_extended_fields() -> None:
     assert "other" not in full
 
 
-class SimpleResult:
+class SimpleResult(ResultBase):
     def as_tuple(self) -> tuple[Any, Any]:
         return ("c", None), None
 
 
 def test_a_returned_result_is_stored_as_its_tuple() -> None:
     assert document(meta.encode_meta("id1", states.SUCCESS, SimpleResult()))["result"] == [["c", None], None]
+
+
+def test_a_value_with_a_method_of_that_name_stays_what_it_is() -> None:
+    payload = meta.encode_meta("id1", states.SUCCESS, Decimal("-2.50"))
+    assert meta.decode_meta(payload)["result"] == Decimal("-2.50")
 
 
 @pytest.mark.parametrize("name", ["gzip", "bzip2", "lzma"])

@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 
-from umbel import Umbel
+from umbel import Umbel, signals
 from umbel.dead import PARKED
-from umbel.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
+from umbel.exceptions import (
+    Ignore,
+    Reject,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from umbel.interfaces import (
     Ack,
     Dead,
@@ -235,25 +242,60 @@ def test_it_ends_as_the_table_says(cause: str, made: Callable[..., Bench]) -> No
 
 
 @pytest.mark.parametrize("acks_late", [True, False])
-@pytest.mark.parametrize("on_lost", [None, "requeue", "fail"])
+@pytest.mark.parametrize("on_lost", [None, "requeue", "retry", "fail"])
 @pytest.mark.parametrize("reject", [True, False])
+@pytest.mark.parametrize("retry", [True, False])
 def test_what_must_not_run_twice_is_marked(
-    acks_late: bool, on_lost: str | None, reject: bool, made: Callable[..., Bench]
+    acks_late: bool, on_lost: str | None, reject: bool, retry: bool, made: Callable[..., Bench]
 ) -> None:
-    bench = made(acks_late=acks_late, reject_on_worker_lost=reject)
+    bench = made(acks_late=acks_late, reject_on_worker_lost=reject, retry_on_worker_lost=retry)
     bench.task(lambda: 1, **({"on_lost": on_lost} if on_lost else {}))
     runner = TaskRunner(bench.app, hostname="n@h")
     execution = runner.admit(Delivery(tag="7", queue="celery", raw=encode_envelope(bench.message())), 0.0)
     assert isinstance(execution, Execution)
     begin = runner.begin(execution)
-    again = acks_late and (on_lost == "requeue" or (on_lost is None and reject))
+    retries = on_lost == "retry" or (on_lost is None and retry)
+    again = not retries and acks_late and (on_lost == "requeue" or (on_lost is None and reject))
     assert (begin is not None and begin.once) is not again
     settlement = runner.unfinished(execution)
-    if again:
+    if again or retries:
         assert isinstance(settlement.how, Requeue) and settlement.result is None
     else:
         assert settlement.result is not None and settlement.result.state == "FAILURE"
         assert b"WorkerLostError" in settlement.result.payload
+
+
+@pytest.mark.parametrize("how", [{"on_lost": "retry"}, {"retry_on_worker_lost": True}])
+def test_a_loss_that_is_a_retry_is_one(how: dict[str, Any], made: Callable[..., Bench]) -> None:
+    bench = made(**how, max_retries=2, default_retry_delay=40)
+    bench.task(lambda x: x)
+    message = bench.message((1,), priority=3)
+    lost = Verdict(kind=VerdictKind.LOST, detail="its process died")
+    told: list[Any] = []
+
+    def note(sender: Any, request: Any, reason: Any, **_: Any) -> None:
+        told.append((sender.name, request.id, type(reason.exc)))
+
+    signals.task_retry.connect(note)
+    try:
+        for retries in (1, 2):
+            before = bench.clock.now()
+            settlement = bench.end(encode_envelope(message), lost)
+            assert isinstance(settlement.how, Ack)
+            assert settlement.result is not None and settlement.result.state == "RETRY"
+            (again,) = settlement.publish
+            assert again.not_before is not None and again.not_before >= before + timedelta(seconds=40)
+            assert (again.task_id, again.queue, again.priority) == (message.headers["id"], "celery", 3)
+            message = again.message
+            call = decode_call(message, ["json"])
+            assert (list(call.args), call.retries, len(call.errbacks or ())) == ([1], retries, 2)
+        assert told == [("job", message.headers["id"], WorkerLostError)] * 2 and bench.called == []
+        settlement = bench.end(encode_envelope(message), lost)
+    finally:
+        signals.task_retry.disconnect(note)
+    assert isinstance(settlement.how, Ack)
+    assert settlement.result is not None and settlement.result.state == "FAILURE"
+    assert bench.called == [(message.headers["id"], "WorkerLostError")]
 
 
 def test_the_setting_decides_for_tasks_that_do_not(made: Callable[..., Bench]) -> None:
@@ -362,11 +404,15 @@ def test_an_errback_of_the_older_style_is_sent(made: Callable[..., Bench]) -> No
     @bench.app.task(name="bound", bind=True, shared=False)
     def bound(self: Any, task_id: str) -> None: ...
 
+    @bench.app.task(name="again", bind=True, autoretry_for=(OSError,), shared=False)
+    def again(self: Any, task_id: str, tag: str) -> None: ...
+
     bench.task(raising(ValueError("no")))
-    message = bench.message(link_error=[old.s(), bound.si(9)])
+    message = bench.message(link_error=[old.s(), bound.si(9), again.s("x")])
     settlement = bench.end(encode_envelope(message))
     calls = [decode_call(outgoing.message) for outgoing in settlement.publish]
-    assert [(call.task, call.args) for call in calls] == [("old", [message.headers["id"]]), ("bound", [9])]
+    failed = message.headers["id"]
+    assert [(call.task, call.args) for call in calls] == [("old", [failed]), ("bound", [9]), ("again", [failed, "x"])]
     assert {call.headers["parent_id"] for call in calls} == {message.headers["id"]}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from umbel import AsyncResult, Umbel, signals
+from umbel import asyncio as off_loop
 from umbel.context import Context
 from umbel.exceptions import (
     AlwaysEagerIgnored,
@@ -154,6 +156,20 @@ class TestMoments:
         assert catch.last.not_before == NOW + timedelta(seconds=90)
         assert catch.headers["eta"] == "2026-01-01T12:01:30+00:00"
 
+    def test_the_order_of_what_send_task_takes_is_celerys(self, app: Umbel, catch: Catch) -> None:
+        app.send_task("tests.add", (1,), {}, 90)
+        assert catch.headers["eta"] == "2026-01-01T12:01:30+00:00"
+        sent = app.send_task("tests.add", (1,), {}, None, NOW, uuid.UUID(int=7))
+        assert sent.id == catch.last.task_id == catch.headers["id"] == str(uuid.UUID(int=7))
+        assert catch.headers["eta"] == NOW.isoformat()
+
+    @pytest.mark.parametrize("task_id", [17, b"x", ("x",)])
+    def test_an_id_is_text(self, app: Umbel, catch: Catch, add: Any, task_id: Any) -> None:
+        for send in (add.apply_async, lambda **options: app.send_task("far.away", **options), add.s().apply_async):
+            with pytest.raises(ValueError, match=r"task_id must be text or a uuid.UUID, not .*str\(\)"):
+                send(args=(1,), task_id=task_id)
+        assert catch.sent == []
+
     def test_eta_keeps_its_offset_and_a_naive_one_is_utc(self, catch: Catch, add: Any) -> None:
         add.apply_async((1,), eta=datetime.fromisoformat("2026-01-02T08:00:00+08:00"))
         assert catch.last.not_before == datetime(2026, 1, 2, tzinfo=UTC)
@@ -219,10 +235,17 @@ class TestOptions:
         assert catch.last.message.properties["app_id"] == "web"
         assert catch.last.message.properties["reply_to"] == "me"
 
+    @pytest.mark.parametrize("options", [{"unique": "report:7", "unique_ttl": 60}, {"unique_ttl": 60}, {"gate": "g"}])
+    def test_what_no_worker_would_free_is_refused(self, catch: Catch, add: Any, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.* is not available.*leave the option out"):
+            add.apply_async((1,), **options)
+        add.apply_async((1,), unique=None, gate=None)
+        assert catch.last.unique is catch.last.gate is None
+
     def test_stamps(self, catch: Catch, add: Any) -> None:
         add.apply_async((1,), stamped_headers=["trace"], trace="t1")
         assert catch.headers["stamped_headers"] == ["trace"]
-        assert catch.headers["stamps"] == {"trace": ["t1"]}
+        assert catch.headers["stamps"] == {"trace": "t1"}
         assert "trace" not in catch.last.message.properties
 
     def test_callbacks_are_celerys_dictionaries(self, catch: Catch, add: Any) -> None:
@@ -389,6 +412,25 @@ class TestBrokerAway:
             add.delay(1)
         assert add.apply_async((1,), task_id="mine").id == "mine"
 
+    def test_those_behind_a_refused_one_are_told_of(self, app: Umbel, add: Any) -> None:
+        class Some(Failing):
+            def publish(self, batch: Any, *, transaction: object = None, timeout: float | None = None) -> Any:
+                return [QUEUED if number else Published(PublishStatus.REFUSED, "full") for number in range(len(batch))]
+
+        app._broker = Some(app)  # type: ignore[assignment]
+        told: list[str] = []
+
+        def receive(headers: Any, **_: Any) -> None:
+            told.append(headers["id"])
+
+        signals.after_task_publish.connect(receive)
+        try:
+            with pytest.raises(BrokerError, match="task a .*full"):
+                app.send_many([add.s(1).set(task_id=each) for each in "abc"])
+        finally:
+            signals.after_task_publish.disconnect(receive)
+        assert told == ["b", "c"]
+
     def test_an_undeclared_queue_is_refused_before_anything_is_sent(self, app: Umbel, catch: Catch, add: Any) -> None:
         app.conf.task_create_missing_queues = False
         with pytest.raises(QueueNotFound, match=r"'nope'.*celery"):
@@ -415,6 +457,67 @@ class TestAsync:
         assert loop_thread not in threads
         assert app.broker.size("celery") == app.broker.size("slow") == 1
         assert all(isinstance(result, AsyncResult) for result in results)
+
+    def test_the_time_that_a_call_waits_for_a_thread_counts(self, app: Umbel, clock: FakeClock, add: Any) -> None:
+        """A broker that is away for as long as it is waited for, and more calls than threads."""
+        asked: list[float] = []
+
+        class Away(Failing):
+            def publish(self, batch: Any, *, transaction: object = None, timeout: float | None = None) -> Any:
+                assert timeout is not None and begun.wait(10)
+                asked.append(timeout)
+                clock.advance(timeout)
+                raise OperationalError("away")
+
+        app._broker = Away(app)  # type: ignore[assignment]
+        app.conf.publish_timeout = 0.2
+        begun = threading.Event()
+
+        async def begin() -> None:
+            begun.set()
+
+        async def main() -> list[Any]:
+            calls = (add.adelay, add.s().adelay, app.signature("not.known").adelay, (add.s() | add.s()).adelay)
+            sent = [call(1) for _ in range(10) for call in calls]
+            return await asyncio.gather(*sent, begin(), return_exceptions=True)
+
+        *errors, _ = asyncio.run(main())
+        assert len(asked) <= off_loop.THREADS
+        assert {type(error) for error in errors} == {OperationalError}
+        assert all("safe to send again" in str(error) for error in errors)
+
+    def test_a_call_that_has_waited_has_what_is_left(
+        self, app: Umbel, clock: FakeClock, add: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[Any] = []
+        publish = app.broker.publish
+
+        def noting(batch: Any, *, timeout: float | None = None) -> Any:
+            given.append(timeout)
+            return publish(batch, timeout=timeout)
+
+        async def late(call: Any) -> Any:
+            clock.advance(waits)
+            return call()
+
+        monkeypatch.setattr(app.broker, "publish", noting)
+        monkeypatch.setattr(off_loop, "run", late)
+
+        async def main() -> None:
+            await add.adelay(1)
+            await add.s(1).adelay()
+            await add.aapply_async((1,), timeout=5)
+            await add.s(1).set(timeout=5).aapply_async()
+            await app.signature("not.known").adelay()
+
+        waits = 0.0
+        asyncio.run(main())
+        waits = 0.5
+        asyncio.run(main())
+        assert given == [2.0, 2.0, 5, 5, 2.0, 1.5, 1.5, 4.5, 4.5, 1.5]
+        waits = 2.0
+        with pytest.raises(OperationalError, match=r"within 2 s.*Nothing was queued"):
+            asyncio.run(add.adelay(1))
 
     def test_arguments_are_checked_at_once(self, add: Any) -> None:
         async def main() -> None:

@@ -6,13 +6,16 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import hiredis
 import pytest
 
+from umbel.brokers.redis import connection
 from umbel.brokers.redis.client import Source, Target, parse_url, unreachable
 from umbel.brokers.redis.layout import Layout, lease_options, to_ms
+from umbel.brokers.redis.link import Link
 from umbel.brokers.redis.pubsub import topic
 from umbel.clock import SYSTEM_CLOCK
-from umbel.exceptions import ImproperlyConfigured, OperationalError
+from umbel.exceptions import BrokerError, ImproperlyConfigured, OperationalError
 
 
 def one(url: str, **options: Any) -> Target:
@@ -135,6 +138,90 @@ def test_timeouts_from_the_url_win() -> None:
 def test_what_is_wrong_is_said(url: str, said: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=said):
         parse_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://me:2024/secret@db:6379/0", "redis://:2024/secret@db", "rediss://a:b/secret@c"]
+)
+def test_a_password_that_is_not_escaped_is_not_shown(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="%2F") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value) and "2024" not in str(caught.value)
+
+
+class Canned:
+    """A socket whose server says one thing."""
+
+    def __init__(self, reply: bytes) -> None:
+        self._reply = reply
+        self.closed = False
+
+    def settimeout(self, seconds: float) -> None:
+        pass
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        reply, self._reply = self._reply, b""
+        return reply
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def hello(version: str, mode: str = "standalone") -> bytes:
+    return b"%2\r\n$7\r\nversion\r\n+" + version.encode() + b"\r\n$4\r\nmode\r\n+" + mode.encode() + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (hello("6.2.0"), ""),
+        (hello("7.2.4"), ""),
+        (hello("10.0.0"), ""),
+        (hello("6.0.16", "sentinel"), ""),
+        (hello("unknown"), ""),
+        (b"+OK\r\n", ""),
+        (hello("6.0.16"), "it is Redis 6.0.16, and Umbel needs 6.2 or newer; upgrade that server"),
+        (hello("5.9"), "it is Redis 5.9, and Umbel needs 6.2 or newer"),
+        (b"-ERR unknown command 'HELLO'\r\n", "it is older than Redis 6 .*, and Umbel needs 6.2 or newer"),
+    ],
+    ids=["6.2", "7.2", "10.0", "sentinel", "no number", "no map", "6.0", "5.9", "no HELLO"],
+)
+def test_a_server_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch, reply: bytes, said: str) -> None:
+    made = Canned(reply)
+    monkeypatch.setattr(connection, "_dial", lambda target, deadline: made)
+    if said:
+        with pytest.raises(OperationalError, match=f"cannot reach Redis at h:6379: {said}"):
+            Source("redis://h", {}).connect(1.0)
+    else:
+        Source("redis://h", {}).connect(1.0)
+    assert made.closed is bool(said)
+
+
+IN_6_2 = "ERR Error running script (call to f_8b2f): @user_script:14: "
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            "OOM command not allowed when used memory > 'maxmemory'. script: f_8b2f, on @user_script:14.",
+            OperationalError,
+        ),
+        (IN_6_2 + "@user_script: 14: -OOM command not allowed when used memory > 'maxmemory'.", OperationalError),
+        (IN_6_2 + "@user_script: 14: -READONLY You can't write against a read only replica.", OperationalError),
+        ("@user_script: 30: -MISCONF Errors writing to the AOF file: No space left", OperationalError),
+        (IN_6_2 + "WRONGTYPE Operation against a key holding the wrong kind of value", BrokerError),
+        ("ERR Error running script: the text says @user_script: 1: no kind", BrokerError),
+        ("WRONGTYPE @user_script: 1: -OOM is what somebody's key is called", BrokerError),
+    ],
+)
+def test_the_kind_of_an_error_is_found_inside_scripts_too(text: str, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        Link(Source("redis://h", {})).fail(hiredis.ReplyError(text))
+    assert type(caught.value) is error
 
 
 def test_nobody_there() -> None:

@@ -134,6 +134,29 @@ def test_get_raises_what_the_task_raised(app: App) -> None:
     assert caught.value.__notes__ == [result.traceback]
 
 
+def test_what_a_member_raised_has_its_traceback_too(app: App) -> None:
+    app.conf.task_remote_tracebacks = True
+    text = "Traceback (most recent call last): ..."
+
+    def fresh() -> list[Any]:
+        """A set and a group whose member failed, and one before which a task failed."""
+        ids = [uuid.uuid4().hex for _ in range(3)]
+        for task_id in ids:
+            app.fail(task_id, ValueError("bad"), traceback=text)
+        later = app.GroupResult("g", [app.AsyncResult(uuid.uuid4().hex)], parent=app.AsyncResult(ids[2]))
+        return [app.ResultSet([app.AsyncResult(ids[0])]), app.GroupResult("g", [app.AsyncResult(ids[1])]), later]
+
+    for result in fresh():
+        for _ in range(2):
+            with pytest.raises(ValueError) as caught:
+                result.get(timeout=10)
+            assert caught.value.__notes__ == [text]
+    for result in fresh():
+        with pytest.raises(ValueError) as caught:
+            asyncio.run(waited(result))
+        assert caught.value.__notes__ == [text]
+
+
 def test_get_gives_up(app: App) -> None:
     result = app.AsyncResult("a")
     with pytest.raises(TimeoutError, match="The operation timed out.") as caught:
@@ -267,7 +290,7 @@ def test_identity(app: App) -> None:
 
 def test_a_pickle_finds_its_app_again(app: App) -> None:
     group = app.GroupResult("g", [app.AsyncResult("a")], parent=app.AsyncResult("p"))
-    current.set_default_app(app)
+    current.set_current_app(app)
     try:
         restored = pickle.loads(pickle.dumps(group))
     finally:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from umbel.celery.entities import Broadcast, Queue
 from umbel.exceptions import ImproperlyConfigured, QueueNotFound
 from umbel.interfaces import QueueSpec
-from umbel.routing import MapRoute, Router, queue_spec
+from umbel.routing import MapRoute, Router, _matches, queue_spec
 from umbel.settings import Settings
 
 
@@ -106,6 +107,22 @@ class TestQueues:
         where = router(task_queues={"a": {"exchange": "x", "binding_key": "k"}, "b": None})
         assert [(spec.name, spec.routing_key) for spec in where.select()] == [("a", "k"), ("b", "celery")]
 
+    @pytest.mark.parametrize("form", ["object", "mapping"])
+    def test_kombu_s_limits_are_arguments_of_the_server(self, form: str) -> None:
+        limits = {"expires": 1.5, "message_ttl": 60, "max_length": 10, "max_length_bytes": 2**20}
+        given = (
+            Queue("q", queue_arguments={"x-max-length": 5}, **limits) if form == "object" else {"name": "q", **limits}
+        )
+        assert queue_spec(given).arguments == {
+            "x-expires": 1500, "x-message-ttl": 60_000, "x-max-length": 10, "x-max-length-bytes": 2**20,
+        }  # fmt: skip
+        assert queue_spec(Queue("q", expires=None)).arguments == {}
+
+    def test_what_a_broadcast_does_not_do_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        spec = queue_spec(Broadcast("all"))
+        assert (spec.exchange, spec.exchange_type) == ("all", "fanout")
+        assert "a route with queue='all' does not lead to them" in caplog.text
+
     def test_a_queue_without_a_name_is_refused(self) -> None:
         with pytest.raises(ImproperlyConfigured, match="no name"):
             queue_spec({"exchange": "x"})
@@ -147,6 +164,23 @@ class TestExchanges:
     def test_a_key_leads_to_the_bound_queue(self, key: str, queue: str) -> None:
         where = router(task_queues=self.TOPIC).destination({"exchange": "media", "routing_key": key})
         assert (where.queue.name, where.exchange, where.routing_key) == (queue, "media", key)
+
+    @pytest.mark.parametrize(
+        ("pattern", "matching", "others"),
+        [
+            ("#.foo", ["foo", "a.foo", "a.b.foo"], ["foo.a", "afoo", ""]),
+            ("foo.#", ["foo", "foo.a", "foo.a.b"], ["food", "a.foo"]),
+            ("a.#.b", ["a.b", "a.x.b", "a.x.y.b", "a.b.b"], ["a", "ab", "a.b.c"]),
+            ("#", ["", "a", "a.b"], []),
+            ("*", ["a"], ["", "a.b"]),
+            ("*.#.x", ["a.x", "a.b.x"], ["x"]),
+            ("a+.*", ["a+.b"], ["aa.b"]),
+            ("", [""], ["a"]),
+        ],
+    )
+    def test_a_topic_pattern_is_one_of_words(self, pattern: str, matching: list[str], others: list[str]) -> None:
+        spec = QueueSpec(name="q", exchange="e", exchange_type="topic", routing_key=pattern)
+        assert [key for key in (*matching, *others) if _matches(spec, key)] == matching
 
     def test_a_topic_queue_is_reached_through_its_exchange(self) -> None:
         where = router(task_queues=self.TOPIC).destination({"queue": "image"})

@@ -23,8 +23,12 @@ OWN = {
     "publish_confirm", "publish_dedupe", "settle_window", "stuck_after", "durability", "events", "task_on_lost",
     "task_unknown_backoff", "task_dead_letter_exhausted", "task_dead_letter_expired", "worker_processes",
     "worker_shutdown_timeout", "worker_max_age_per_child", "security_accept_unsigned", "security_max_age",
-    "max_message_size",
+    "max_message_size", "accept_unsafe", "task_allow_from_message", "result_store_traceback", "worker_log_json",
+    "history_file", "history_max_tasks", "history_max_age",
 }  # fmt: skip
+
+#: Read, and nothing comes of it: Celery's class has it as an attribute.
+READ_WITHOUT_EFFECT = {"event_queue_prefix"}
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -72,6 +76,22 @@ def test_no_name_means_two_settings() -> None:
         assert canonical(old) == canonical(old, "CELERY") == new
 
 
+def _attributes_of(path: Path) -> Iterator[str]:
+    """Yield the settings that a module surely reads: ``conf.name``, ``conf["name"]`` and ``conf.seconds("name")``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(value=owner, attr=name, ctx=ast.Load()):
+                pass
+            case ast.Subscript(value=owner, slice=ast.Constant(value=name), ctx=ast.Load()):
+                pass
+            case ast.Call(func=ast.Attribute(value=owner, attr="seconds" | "get"), args=[ast.Constant(value=name), *_]):
+                pass
+            case _:
+                continue
+        if name in ROWS and ast.unparse(owner).rpartition(".")[2] in ("conf", "settings"):
+            yield str(name)
+
+
 def _read_by(path: Path) -> Iterator[str]:
     """Yield what a module may read as a setting: ``conf.name``, and strings that are no docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -88,6 +108,13 @@ def test_a_setting_that_claims_an_effect_is_read_by_somebody() -> None:
     read = {name for path in modules for name in _read_by(path)}
     assert [name for name, row in ROWS.items() if row.effect and name not in read] == []
     assert "s3_bucket" not in read
+
+
+def test_a_setting_that_is_read_claims_an_effect() -> None:
+    modules = [path for path in Path(umbel.__file__).parent.rglob("*.py") if path.name != "setting_rows.py"]
+    read = {name for path in modules for name in _attributes_of(path)}
+    assert len(read) > 100
+    assert {name for name in read if not ROWS[name].effect} == READ_WITHOUT_EFFECT
 
 
 def test_the_page_of_settings_is_current() -> None:

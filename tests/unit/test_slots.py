@@ -96,6 +96,17 @@ def test_long_texts_do_not_reach_the_neighbour() -> None:
     assert table[0].batch()[-1] == str(len(table[0].batch()) - 1)
 
 
+@pytest.mark.parametrize("task_id", ["i" * 36, "i" * 255, "é" * 255, "€" * 255, ""])
+def test_the_task_is_named_whatever_its_id_is(task_id: str) -> None:
+    """The name says whether a task may run again whose process died; the tag says which one it was."""
+    name = "shop.orders.tasks.send_the_invoice_to_everybody"
+    slot = SlotTable(1, 2)[0]
+    slot.started("c1-0123456789abcdef:4711", 1.0, task_id=task_id, task=name)
+    (seen,) = slot.running()
+    assert (seen.tag, seen.task) == ("c1-0123456789abcdef:4711", name)
+    assert seen.task_id == task_id if task_id.isascii() else task_id.startswith(seen.task_id[:100])
+
+
 @pytest.mark.parametrize("close", ["gate", "asked", "recalled", "expired"])
 def test_nothing_starts_behind_a_gate_a_recall_or_a_lease_that_is_over(close: str) -> None:
     slot = SlotTable(1)[0]

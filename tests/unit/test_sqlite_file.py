@@ -267,6 +267,37 @@ def test_a_writer_that_stands_still_is_not_waited_for_for_ever(sqlite_path: Path
     broker.close()
 
 
+HOLDER = """
+import sys
+from umbel.brokers.sqlite.shared import Shared
+
+with Shared(sys.argv[1]).writing(5.0):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells who holds a lock")
+def test_a_writer_that_is_stopped_is_named(sqlite_path: Path, sqlite_url: str) -> None:
+    broker = SqliteBroker(sqlite_url, options={"publish_timeout": 0.05})
+    broker.open()
+    command = [sys.executable, "-c", HOLDER, str(sqlite_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"writing\n"
+        with pytest.raises(OperationalError, match=rf"which is pid {holder.pid} \((running|waiting)"):
+            broker.publish([outgoing()])
+        os.kill(holder.pid, signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)
+        try:
+            with pytest.raises(OperationalError, match=rf"pid {holder.pid} \(stopped\); let that go on \(SIGCONT\)"):
+                broker.publish([outgoing()])
+        finally:
+            os.kill(holder.pid, signal.SIGCONT)
+    broker.publish([outgoing()])
+    assert broker.size("q") == 1
+    broker.close()
+
+
 def test_the_log_is_kept_short(broker: SqliteBroker, sqlite_path: Path) -> None:
     log = sqlite_path.with_name(f"{sqlite_path.name}-wal")
     for _ in range(30):
@@ -506,3 +537,20 @@ def test_dead_letters_survive_a_restart(sqlite_url: str) -> None:
     assert broker.size("q") == 2
     assert broker.size("q", Place.DEAD) == 0
     broker.close()
+
+
+def test_what_is_over_in_the_store_goes_with_what_is_written(sqlite_path: Path, sqlite_url: str) -> None:
+    clock = FakeClock()
+    broker = SqliteBroker(sqlite_url, clock=clock)
+    broker.open()
+    store = broker.store()
+    for number in range(300):
+        store.put(f"revoked:{number}", b"", ttl=10)
+    store.put("kept", b"")
+    clock.advance(11)
+    for number in range(30):
+        store.put(f"revoked:new{number}", b"", ttl=10)
+    broker.close()
+    connection = sqlite3.connect(sqlite_path)
+    assert connection.execute("SELECT count(*) FROM pairs").fetchone() == (31,)
+    connection.close()

@@ -14,6 +14,8 @@ from umbel.testing.broker_base import bodies, outgoing
 
 # What each step added, taken away again; the newest first.
 BACKWARDS = {
+    4: "DROP INDEX pairs_expiring;",
+    3: "ALTER TABLE messages DROP COLUMN due;",
     2: "ALTER TABLE messages DROP COLUMN log; ALTER TABLE dead DROP COLUMN traceback;",
 }
 
@@ -30,6 +32,7 @@ def columns(path: Path) -> dict[str, list[tuple[str, str]]]:
     found = {
         table: sorted((row[1], row[2]) for row in connection.execute(f"PRAGMA table_info({table})")) for table in tables
     }
+    found["indexes"] = sorted(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'").fetchall())
     connection.close()
     return found
 

@@ -427,12 +427,20 @@ class TestEager:
         def old(task_id: str) -> None:
             seen.append(task_id)
 
+        @app.task(name="tests.bound", bind=True, autoretry_for=(OSError,))
+        def bound(self: Any, task_id: str, tag: str) -> None:
+            seen.append((self.name, task_id, tag))
+
+        @app.task(name="tests.again", autoretry_for=(OSError,))
+        def again(request: Any, exc: Any, traceback: Any) -> None:
+            seen.append((request.id, str(exc)))
+
         @app.task(name="tests.boom")
         def boom() -> None:
             raise ValueError("boom")
 
-        boom.apply(task_id="it", link_error=[new.s(), old.s()])
-        assert seen == [("it", "boom", True), "it"]
+        boom.apply(task_id="it", link_error=[new.s(), old.s(), bound.s("x"), again.s()])
+        assert seen == [("it", "boom", True), "it", ("tests.bound", "it", "x"), ("it", "boom")]
 
     def test_errors_are_returned_or_raised(self, app: Umbel) -> None:
         @app.task(name="tests.bad")
@@ -557,14 +565,9 @@ class TestSignatures:
         assert sig.freeze().id == frozen.id == sig.id
         assert sig.apply_async().id == frozen.id
 
-    def test_the_canvas_is_refused_clearly(self, app: Umbel) -> None:
-        with pytest.raises(NotImplementedError, match="chaining"):
-            app.signature("a") | app.signature("b")
-        with pytest.raises(NotImplementedError, match="chord"):
-            app.signature({"task": "celery.chord", "subtask_type": "chord"})
-        task = app.task(name="tests.canvas")(lambda: 1)
-        with pytest.raises(NotImplementedError, match="canvas"):
-            task.replace(None)
+    def test_an_unknown_kind_is_refused_clearly(self, app: Umbel) -> None:
+        with pytest.raises(ValueError, match="'fugue'.*register_type"):
+            app.signature({"task": "celery.fugue", "subtask_type": "fugue"})
 
 
 def test_a_header_cannot_change_how_the_process_treats_a_message() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from umbel import states
+from umbel import listening, states
 from umbel.backends.memory import MemoryBackend
+from umbel.clock import SystemClock
 from umbel.exceptions import DecodeError, OperationalError, TimeoutError
 from umbel.interfaces import ResultRecord, ResultWatcher
 from umbel.meta import Meta, encode_meta
@@ -75,6 +76,17 @@ def backend() -> Watched:
 @pytest.fixture
 def waiter(backend: Watched) -> Waiter:
     return Waiter(lambda: backend)
+
+
+class Turns(SystemClock):
+    """A clock that says when the first and the second thread wait for their turn."""
+
+    def __init__(self) -> None:
+        self.follows = [threading.Event(), threading.Event()]
+
+    def wait(self, event: threading.Event, timeout: float | None) -> bool:
+        next((each for each in self.follows if not each.is_set()), threading.Event()).set()
+        return super().wait(event, timeout)
 
 
 def store(backend: MemoryBackend, task_id: str, result: Any = None, state: str = states.SUCCESS) -> None:
@@ -155,6 +167,45 @@ def test_the_lead_passes_to_another_when_the_leader_leaves(backend: Watched, wai
 
     in_threads(first, second)
     assert order == ["first", "second"]
+
+
+def test_the_lead_passes_over_one_who_has_its_result_already(backend: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is called upon to lead may leave at once, and must call the next."""
+    monkeypatch.setattr(listening, "READ_SECONDS", 60.0)  # nobody wakes by itself
+    clock = Turns()
+    waiter = Waiter(lambda: backend, clock=clock)
+    first_follows, second_follows = clock.follows
+    ended = [threading.Event(), threading.Event()]
+    reading = threading.Event()
+
+    def at_read() -> None:
+        reading.set()
+        if waiter._listener._known == {"a", "b", "c"} and not waiter._listener._fresh:
+            assert first_follows.wait(10) and second_follows.wait(10)
+            store(backend, "a")
+            store(backend, "b")
+            backend.on_read = lambda: None
+
+    backend.on_read = at_read
+
+    def leading() -> None:
+        waiter.wait(["a"], 15)
+        ended[0].set()
+
+    def following() -> None:
+        assert reading.wait(10)
+        waiter.wait(["b"], 15)
+        ended[1].set()
+
+    def last() -> Any:
+        assert first_follows.wait(10)
+        return waiter.wait(["c"], 15)["c"]["status"]
+
+    def storing() -> None:
+        assert all(event.wait(10) for event in ended)
+        store(backend, "c")
+
+    assert in_threads(leading, following, last, storing) == [None, None, states.SUCCESS, None]
 
 
 def test_a_callers_own_code_does_not_hold_up_others(backend: Watched, waiter: Waiter) -> None:

@@ -77,6 +77,9 @@ def bound(self: Task, x: int, *rest: int, loud: bool = False) -> dict[str, int]:
     if self.request.retries > 3:
         raise self.retry(countdown=5, exc=ValueError())
     self.update_state(state="PROGRESS", meta={"done": 1})
+    self.progress(1, 2.5, "half")
+    self.progress("1")  # type: ignore[arg-type]
+    assert_type(list(self.track([x])), list[int])
     return {"x": x}
 
 

@@ -11,6 +11,7 @@ app = Umbel("shop")
 def look(result: AsyncResult[str]) -> None:
     assert_type(result.get(), str)
     assert_type(result.wait(timeout=1), str)
+    assert_type(result.watch(timeout=1), str)
     assert_type(result.id, str)
     assert_type(result.task_id, str)
     assert_type(result.state, str)
