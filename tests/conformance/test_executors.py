@@ -26,3 +26,10 @@ class TestAsyncio(ExecutorContract):
 
     def make(self) -> Executor:
         return AsyncioExecutor(4)
+
+
+class TestAsyncioOfManySlots(ExecutorContract):
+    size = 20
+
+    def make(self) -> Executor:
+        return AsyncioExecutor(20)

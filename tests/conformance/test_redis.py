@@ -81,6 +81,21 @@ class TestLostAnswers:
         assert not consumer.settle([Settlement(delivery=held) for held in (*first, *second, *third)]).refused
         assert broker.size("q", Place.HELD) == 0
 
+    def test_a_settle_keeps_its_answer_when_the_reserve_behind_it_fails(self, closing: Any, lossy: Lossy) -> None:
+        broker = opened(closing, lossy.url)
+        consumer, leases, id = consumer_of(closing, broker)
+        broker.publish([outgoing(b"1"), outgoing(b"2")])
+        (held,) = consumer.reserve(1)
+        consumer._recall = True  # as once a minute, and after each new connection
+        lossy.lose_answer_to("HKEYS")
+        settled = consumer.settle([Settlement(delivery=held)], reserve=1)
+        assert (list(settled.refused), list(settled.deliveries)) == ([], [])
+        assert consumer.wait(30.0)
+        assert bodies([*consumer.reserve(1), *consumer.reserve(1)]) == [b"2"]
+        leases.release(id)
+        with pytest.raises(LeaseLost):
+            consumer.settle([Settlement(delivery=held)], reserve=1)
+
     def test_a_repeated_settle_counts_as_applied(self, closing: Any, lossy: Lossy) -> None:
         broker = opened(closing, lossy.url)
         consumer, leases, id = consumer_of(closing, broker)
@@ -164,6 +179,47 @@ class TestRestarts:
         assert not broker.bind_results(StoreLocation(scheme="redis", identity=""))
 
 
+class TestOlderData:
+    """A server that comes back from a snapshot, or a replica that takes over, has forgotten the latest steps."""
+
+    def test_a_settle_that_vanished_is_found_again(self, closing: Any, redis_url: str) -> None:
+        redis: Any = pytest.importorskip("redis")
+
+        broker = opened(closing, redis_url)
+        consumer, _, id = consumer_of(closing, broker)
+        broker.publish([outgoing(b"1"), outgoing(b"2")])
+        first, second = consumer.reserve(2)
+        assert consumer.reserve(1) == []  # a new connection has taken stock
+        with redis.Redis.from_url(redis_url) as client:
+            before = client.hgetall(f"umbel:inf:{id}")
+            consumer.settle([Settlement(delivery=first)])
+            client.hset(f"umbel:inf:{id}", mapping=before)
+        assert consumer.reserve(1) == []  # the connection is as it was: nobody has a reason to ask
+        consumer._link.drop()
+        assert consumer.reserve(8) == []  # which makes the new connection
+        (again,) = consumer.reserve(8)
+        assert (again.tag, again.raw) == (first.tag, first.raw)
+        assert consumer.settle([Settlement(delivery=again), Settlement(delivery=second)]).refused == []
+        assert broker.size("q", Place.HELD) == broker.size("q") == 0
+
+    def test_it_is_looked_for_without_a_new_connection_too(
+        self, closing: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        redis: Any = pytest.importorskip("redis")
+
+        broker = opened(closing, redis_url)
+        consumer, _, id = consumer_of(closing, broker)
+        broker.publish([outgoing(b"1"), outgoing(b"2")])
+        (first,) = consumer.reserve(1)
+        with redis.Redis.from_url(redis_url) as client:
+            before = client.hgetall(f"umbel:inf:{id}")
+            (second,) = consumer.settle([Settlement(delivery=first)], reserve=1).deliveries
+            client.hset(f"umbel:inf:{id}", mapping=before)
+        monkeypatch.setattr(consumer, "_inventory_at", 0.0)
+        settled = consumer.settle([Settlement(delivery=second)], reserve=4)
+        assert [delivery.raw for delivery in settled.deliveries] == [first.raw]
+
+
 class TestWaiting:
     """A wait without tracking, and one that has nothing to say."""
 
@@ -215,6 +271,7 @@ class TestClocks:
     """A wall clock may jump either way."""
 
     def test_a_clock_that_went_back_does_not_keep_the_dead_alive(self, closing: Any, redis_url: str) -> None:
+        """F19. Its lease ends in a future that does not come; it is dead by how long it was silent."""
         clock = FakeClock()
         broker = opened(closing, redis_url, clock)
         broker.publish([outgoing(b"x")])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
+from umbel.backends.redis import RedisBackend
+from umbel.brokers.redis import connection
 from umbel.brokers.redis.client import Source
 from umbel.brokers.redis.link import Link
 from umbel.exceptions import ImproperlyConfigured, OperationalError
@@ -133,6 +138,83 @@ def test_a_server_that_never_answers_is_given_up_in_time() -> None:
         port = silent.getsockname()[1]
         with pytest.raises(OperationalError, match=f"cannot reach Redis at 127.0.0.1:{port}: timed out"):
             link(f"redis://127.0.0.1:{port}/0", socket_connect_timeout=0.2).call("PING")
+
+
+class NoThreads:
+    """The system has no thread left."""
+
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_name_is_looked_up_again_after_a_thread_could_not_start(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def known(host: str, *args: Any, flags: int = 0, **options: Any) -> Any:
+        if host == "db.example" and flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "a name")
+        return real("127.0.0.1" if host == "db.example" else host, *args, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    named = link(redis_url.replace("127.0.0.1", "db.example"), socket_connect_timeout=5.0)
+    with monkeypatch.context() as without:
+        without.setattr(connection, "threading", SimpleNamespace(Thread=NoThreads))
+        with pytest.raises(OperationalError, match="'db.example' cannot be looked up: can't start new thread"):
+            named.call("PING")
+    assert named.call("PING") == b"PONG"
+    named.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example"])
+def test_what_is_no_host_name_is_said_at_once(host: str) -> None:
+    with pytest.raises(OperationalError, match=f"cannot reach Redis at {host}:6379: '{host}' is no host name"):
+        link(f"redis://{host}/0").call("PING")
+
+
+def closed_while(waiting: Any, close: Any) -> BaseException | None:
+    """Return what a thread that waits gets when another one closes."""
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            waiting()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    # In time or not: whenever it is closed, there is one answer.
+    thread.join(0.2)
+    close()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    return caught[0] if caught else None
+
+
+@pytest.mark.parametrize("waiting", [lambda link: link.listen(20.0), lambda link: link.call("BRPOP", "nothing", 4)])
+def test_whoever_waits_is_told_when_another_thread_closes(redis_url: str, waiting: Any) -> None:
+    found = link(redis_url)
+    found.open()
+    error = closed_while(lambda: waiting(found), found.close)
+    assert isinstance(error, OperationalError) and "closed" in str(error)
+    assert found.call("PING") == b"PONG"
+    found.close()
+
+
+def test_a_watcher_that_is_closed_stays_closed(redis_url: str) -> None:
+    with contextlib.closing(RedisBackend(redis_url)) as backend:
+        backend.open()
+        watcher = backend.watcher()
+        watcher.add(["t"])
+        assert isinstance(closed_while(lambda: watcher.receive(20.0), watcher.close), OperationalError)
+        with pytest.raises(OperationalError, match="closed"):
+            watcher.receive(0.0)
+        assert not watcher._link.connected
 
 
 def test_sentinel_names_the_master(tmp_path: Path) -> None:

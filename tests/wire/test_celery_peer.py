@@ -77,7 +77,7 @@ assert [r.get(timeout=20) for r in results] == [2 * n for n in range(200)]
 print(json.dumps("ok"))
 """
 
-CONTENT = "\napp.conf.accept_content = ['json', 'pickle', 'yaml', 'msgpack']\n"
+CONTENT = "\napp.conf.accept_content = ['json', 'pickle', 'yaml', 'msgpack']\napp.conf.accept_unsafe = True\n"
 
 
 def write(folder: Path, module: str) -> Path:

@@ -1,0 +1,3 @@
+from umbel import Umbel
+
+app = Umbel("desk", broker="sqlite://")
