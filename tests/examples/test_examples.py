@@ -1,4 +1,5 @@
-"""Every example runs: on the SQLite default, on Redis, and on Redis with a real Celery worker in the place of ours."""
+"""Every example runs: on the SQLite default, on Redis, on Redis with a real Celery worker in the place of ours, and as
+a program that says ``import celery`` under the alias."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from support import EXAMPLES, copy_example, environment, run, worker
+from support import EXAMPLES, WorkerProcess, copy_example, environment, run, worker
+from umbel.celery import switch_path
 
 
 class Setup:
@@ -19,25 +21,29 @@ class Setup:
 
     def __init__(self, kind: str, folder: Path, url: str | None) -> None:
         self.celery = kind == "redis-celery"
-        self.polled = kind == "sqlite"
+        self.alias = kind == "sqlite-alias"
+        self.polled = kind.startswith("sqlite")
         self.folder = folder
         self.env = environment(UMBEL_HOME=str(folder / "home"))
+        if self.alias:
+            self.env["PYTHONPATH"] = switch_path()
         if url is not None:
             host, _, rest = url.removeprefix("redis://").partition(":")
             self.env |= {"BROKER_URL": url, "RESULT_BACKEND": url, "REDIS_HOST": host, "REDIS_PORT": rest.split("/")[0]}
 
     def worker(self, name: str, target: str, *options: str) -> Any:
-        home = copy_example(name, self.folder, celery=self.celery)
+        celery = self.celery or self.alias
+        home = copy_example(name, self.folder, celery=celery)
         options = ("-l", "info", "-c", "2", *options)
-        return worker(target, *options, cwd=home, env=self.env, celery=self.celery)
+        return worker(target, *options, cwd=home, env=self.env, celery=celery)
 
     def client(self, name: str) -> Path:
-        return copy_example(name, self.folder / "client")
+        return copy_example(name, self.folder / "client", celery=self.alias)
 
 
-@pytest.fixture(params=["sqlite", "redis", "redis-celery"])
+@pytest.fixture(params=["sqlite", "redis", "redis-celery", "sqlite-alias"])
 def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
-    url = request.getfixturevalue("redis_url") if request.param != "sqlite" else None
+    url = request.getfixturevalue("redis_url") if request.param.startswith("redis") else None
     yield Setup(request.param, tmp_path, url)
 
 
@@ -178,6 +184,27 @@ assert status == {"code": "9999", "message": "attempt 3 failed"}, status
 """
     with setup.worker("config_module", "flaskr.libs.system"):
         run(code, cwd=setup.client("config_module"), env=setup.env)
+
+
+def test_periodic_tasks(setup: Setup) -> None:
+    setup.env["EVERY"] = "0.5"
+    home = setup.client("periodic")
+    module = "celery" if setup.alias else "umbel"
+    command = [sys.executable, "-m", module, "-A", "tasks", "beat", "--loglevel=INFO", "--pidfile=beat.pid"]
+    with setup.worker("periodic", "tasks") as running:
+        beat = WorkerProcess(command, home, setup.env)
+        try:
+            beat.expect("Scheduler: Sending due task ptask (tasks.period_task)")
+            assert int((home / "beat.pid").read_text()) == beat.process.pid
+            running.expect("period task done: ")
+        finally:
+            status = beat.stop()
+        assert status == 0 and not (home / "beat.pid").exists(), beat.output
+    shown = subprocess.run(
+        [sys.executable, "-m", module, "-A", "tasks", "schedules", "next", "morning", "-n", "1"],
+        cwd=home, env=setup.env, capture_output=True, text=True, timeout=50, check=True,
+    )  # fmt: skip
+    assert "T07:30:00+08:00\tmorning\ttasks.add" in shown.stdout
 
 
 def test_the_demo(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 
 from fault_support import FaultSite, eventually, wait_for
 from umbel import Umbel
+from umbel.brokers.redis import RedisBroker
+from umbel.brokers.redis.client import Source
 from umbel.brokers.redis.layout import RESERVE, SETTLE
+from umbel.brokers.redis.pubsub import RedisSubscription
 from umbel.exceptions import OperationalError, PublishUnknown
 from umbel.interfaces import Place
+from umbel.message import Message
 from umbel.testing.proxy import Proxy
 
 
@@ -45,7 +50,7 @@ def through(site: FaultSite, proxy: Proxy, *options: str) -> Any:
 
 
 def test_a_publish_whose_answer_is_lost_makes_one_task(producer: Umbel, proxy: Proxy, row: Any) -> None:
-    """Without a retry the caller is told that nobody knows; publishing again with the same id settles it."""
+    """F12. Without a retry the caller is told that nobody knows; publishing again with the same id settles it."""
     unknown = 0
     for number in range(60):
         lost = number % 10 == 0
@@ -81,10 +86,35 @@ def test_a_publish_to_a_server_that_is_down_says_so_in_time(producer: Umbel, pro
     assert producer.broker.size("celery") == 2
 
 
+def test_a_subscription_that_is_half_open_is_found(redis_url: str, proxy: Proxy) -> None:
+    """F14. Nothing is sent on it, so that it has to ask now and then, or be deaf for ever."""
+    with closing(RedisBroker(redis_url)) as broker:
+        broker.open()
+        subscription = RedisSubscription(Source(proxy.url, {}), "/0.ev", "#", True, doubted=0.3)
+        with closing(subscription):
+            broker.pubsub().publish("ev", Message(body=b"before"))
+            first = subscription.receive(timeout=10.0)
+            assert first is not None and first.body == b"before"
+            asked = proxy.accepted
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline:
+                assert subscription.receive(timeout=0.1) is None
+            assert proxy.accepted == asked  # one that answers is kept
+            proxy.swallow()
+            broker.pubsub().publish("ev", Message(body=b"lost"))
+            proxy.heal(reset=False)
+            message = None
+            deadline = time.monotonic() + 15.0
+            while message is None and time.monotonic() < deadline:
+                message = subscription.receive(timeout=0.2)
+                broker.pubsub().publish("ev", Message(body=b"after"))
+            assert message is not None and message.body == b"after"
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("script", [SETTLE, RESERVE], ids=["settle", "reserve"])
 def test_answers_to_a_worker_are_lost(site: FaultSite, proxy: Proxy, script: Any, row: Any) -> None:
-    """What was settled is not run again, and what was reserved unseen is found; no process has died."""
+    """F12. What was settled is not run again, and what was reserved unseen is found; no process has died."""
     worker = through(site, proxy)
     results = []
     for _ in range(5):
@@ -104,7 +134,7 @@ def test_answers_to_a_worker_are_lost(site: FaultSite, proxy: Proxy, script: Any
 @pytest.mark.faults
 @pytest.mark.parametrize("reset", [True, False], ids=["then reset", "for ever"])
 def test_half_open_connections(site: FaultSite, proxy: Proxy, row: Any, reset: bool) -> None:
-    """Connections that stay and carry nothing are found, and the worker consumes soon after new ones work."""
+    """F14. Connections that stay and carry nothing are found, and the worker consumes soon after new ones work."""
     through(site, proxy)
     wait_for([site.send("plain", number) for number in range(10)], timeout=20)
     proxy.swallow()
@@ -121,6 +151,7 @@ def test_half_open_connections(site: FaultSite, proxy: Proxy, row: Any, reset: b
 
 @pytest.mark.faults
 def test_resets_all_the_time(site: FaultSite, proxy: Proxy, row: Any) -> None:
+    """F11. Each 50 ms or so all connections of a worker end with a reset."""
     through(site, proxy)
     results, resets = [], 0
     for number in range(400):

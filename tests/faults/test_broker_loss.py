@@ -81,7 +81,7 @@ def settle(site: FaultSite, row: Any, results: list[Any], bound: int = 0, timeou
 def test_a_blip_disturbs_nothing_that_runs(
     site: FaultSite, server: RedisServer, proxy: Proxy, row: Any, pool: str, how: str
 ) -> None:
-    """Shorter than the lease: what runs ends where it runs, and what was reserved behind it runs once too."""
+    """F10, F11, F15. Shorter than the lease: what runs ends where it runs, and what waits behind it runs once too."""
     through(site, proxy, "-c", "2", "-P", pool).expect("ready.")
     results = [site.send("plain", number, 4.0 if number < 2 else 0.01) for number in range(60)]
     eventually(lambda: len(site.attempts()) >= 2)
@@ -182,7 +182,7 @@ def test_a_lease_that_was_renewed_too_late(site: FaultSite, row: Any) -> None:
 
 @faults
 def test_the_living_are_given_time_to_come_back(site: FaultSite, server: RedisServer, proxy: Proxy, row: Any) -> None:
-    """Whoever is back first does not take the others, who cannot renew yet, for dead."""
+    """F10. Whoever is back first does not take the others, who cannot renew yet, for dead."""
     with Proxy(server.url) as slower:
         first = through(site, proxy, "-c", "1", lease=4.5)
         second = through(site, slower, "-c", "1", lease=4.5)

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +38,7 @@ from support import WorkerProcess
 TASKS = int(os.environ.get("UMBEL_FAULT_TASKS") or 4000)
 PRODUCERS = PROCESSES = 4
 SECONDS = 0.0005
-EVERY = (0.2, 0.8) if TASKS < 20_000 else (0.5, 2.0)
+EVERY = (0.2, 0.8) if TASKS < 20_000 else (1.0, 3.0)
 LONGEST = 60 + TASKS / 250
 
 PRODUCER = """
@@ -151,10 +154,37 @@ def outcomes(site: FaultSite, ids: list[str]) -> dict[str, tuple[str, Any]]:
     return found
 
 
+@contextlib.contextmanager
+def checkpoints(file: Path) -> Iterator[None]:
+    """Copy the log into the file each 50 ms, as another program that has it open might."""
+    enough = threading.Event()
+
+    def copy() -> None:
+        with contextlib.closing(sqlite3.connect(file, timeout=0)) as connection:
+            while not enough.wait(0.05):
+                with contextlib.suppress(sqlite3.OperationalError):
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    thread = threading.Thread(target=copy)
+    if file.exists():
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        if thread.ident is not None:
+            thread.join(10)
+
+
 @pytest.mark.timeout(60 + LONGEST)
 def test_random_processes_are_killed(site: FaultSite, chance: random.Random, row: Any) -> None:
+    """F01, F02, F33. Load, and a random death every now and then; on SQLite somebody else checkpoints as well."""
+    assert site.left() == {}
     producers = [Producer(site, f"p{at}", TASKS // PRODUCERS) for at in range(PRODUCERS)]
-    try:
+    with contextlib.ExitStack() as ending:
+        for producer in producers:
+            ending.callback(producer.kill)
+        ending.enter_context(checkpoints(site.folder / "umbel.db"))
         nemesis = Nemesis(site, chance, producers)
         started = time.monotonic()
         strike_at = started + 1.0
@@ -165,9 +195,6 @@ def test_random_processes_are_killed(site: FaultSite, chance: random.Random, row
                 strike_at = time.monotonic() + chance.uniform(*EVERY)
             time.sleep(0.05)
         took = time.monotonic() - started
-    finally:
-        for producer in producers:
-            producer.kill()
     ids = [f"{producer.name}-{number}" for producer in producers for number in range(producer.count)]
     assert sorted(ids) == sorted(id for producer in producers for id in producer.file.read_text().split())
     # What was on its way from one place to another when it was looked for there.

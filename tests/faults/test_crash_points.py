@@ -18,7 +18,7 @@ import pytest
 
 from fault_support import FaultSite, eventually, wait_for
 from umbel.interfaces import Place
-from umbel.signature import signature
+from umbel.signatures import signature
 
 WORKER_POINTS = [
     f"{method}:{when}:{call}:kill"

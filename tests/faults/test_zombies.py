@@ -28,7 +28,7 @@ from fault_support import (
 from support import WorkerProcess
 from umbel.interfaces import Place
 from umbel.result import AsyncResult
-from umbel.signature import signature
+from umbel.signatures import signature
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -49,7 +49,7 @@ AT_THE_DEFAULTS = [pytest.mark.faults, pytest.mark.timeout(240), pytest.mark.slo
     "seconds", [TTL, pytest.param(3.0, marks=pytest.mark.faults), pytest.param(30.0, marks=AT_THE_DEFAULTS)]
 )
 def test_a_task_holds_the_interpreter_for_four_leases(url: str, tmp_path: Path, seconds: float, row: Any) -> None:
-    """It runs once, for its supervisor renews; and what was reserved behind it is taken back and runs elsewhere."""
+    """F03, F09. It runs once, for its supervisor renews; what was reserved behind it is taken back, and runs."""
     if seconds > 3.0 and not os.environ.get("UMBEL_FAULT_FULL"):
         pytest.skip("two minutes of holding still; UMBEL_FAULT_FULL=1 runs it")
     lease = {"LEASE_TTL": str(seconds), "LEASE_SWEEP": str(seconds / 3)}
@@ -123,7 +123,7 @@ def states(site: FaultSite, results: list[AsyncResult[Any]]) -> list[Any]:
 
 
 def test_a_stopped_worker_wakes_up(site: FaultSite, row: Any) -> None:
-    """What it held ran elsewhere: its own outcomes are refused and their callbacks are not published again."""
+    """F06. What it held ran elsewhere: its own outcomes are refused and their callbacks are not published again."""
     zombie = site.start("-c", "2")
     zombie.expect("ready.")
     before = set(children(zombie.process.pid))
@@ -167,7 +167,7 @@ def test_a_stopped_worker_wakes_up(site: FaultSite, row: Any) -> None:
 
 @pytest.mark.faults
 def test_a_stopped_worker_wakes_up_with_unstarted_messages(site: FaultSite, row: Any) -> None:
-    """It has read ahead when it is stopped, and then starts nothing of that: it all has been taken over."""
+    """F06. It has read ahead when it is stopped, and then starts nothing of that: it all has been taken over."""
     zombie = site.start("-c", "1")
     zombie.expect("ready.")
     wait_for(at_once(site, [("plain", number) for number in range(400)]), 30)

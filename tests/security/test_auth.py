@@ -117,11 +117,16 @@ def test_s21_auth_every_part_of_the_content_counts(app: Any) -> None:
 
 
 def test_s21_auth_a_pickle_that_was_signed_is_refused_unless_allowed(app: Any, files: dict[str, str]) -> None:
-    writer = make_app("writer", **files)
+    with pytest.raises(ImproperlyConfigured, match="accept_unsafe"):
+        app.setup_security(serializer="pickle")
+    with pytest.raises(ImproperlyConfigured, match="accept_unsafe"):
+        app.setup_security(allowed_serializers=["pickle"])
+    writer = make_app("writer", accept_unsafe=True, **files)
     writer.setup_security(serializer="pickle")
     message = build(writer, "echo", (1,), {}, {}).message
     app.setup_security()
     assert refusal(app, message) == "content_disallowed"
+    app.conf.accept_unsafe = True
     app.setup_security(allowed_serializers=["pickle"])
     assert runs(app, message)
 

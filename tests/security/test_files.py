@@ -208,6 +208,98 @@ def test_s27_of_many_that_start_at_once_one_gets_the_pidfile(tmp_path: Path) -> 
     assert sorted(said) == ["mine", "taken", "taken", "taken"]
 
 
+def test_s27_a_number_that_another_process_got_meanwhile_is_no_owner(tmp_path: Path) -> None:
+    path = tmp_path / "worker.pid"
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            path.write_text(f"{stranger.pid}\n")
+            with pytest.raises(Trouble, match="already running"), pidfile(str(path)):
+                pass
+            # As it would be if the file had been there before the process: written an hour ago.
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+            with pidfile(str(path)):
+                assert path.read_text() == f"{os.getpid()}\n"
+        finally:
+            stranger.kill()
+
+
+def test_s27_who_holds_the_lock_is_the_owner_whatever_the_clocks_say(tmp_path: Path) -> None:
+    path = tmp_path / "worker.pid"
+    code = """
+        import sys
+        from umbel.cli.daemon import pidfile
+        with pidfile(sys.argv[1]):
+            print("mine", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "mine\n"
+        # The clock was set forward by an hour since: the file looks older than its own process.
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+        with pytest.raises(Trouble, match=f"pid: {owner.pid}"), pidfile(str(path)):
+            pass
+        owner.communicate()
+    assert not path.exists()
+
+
+def test_s27_the_child_of_an_owner_does_not_keep_the_pidfile(tmp_path: Path) -> None:
+    path = tmp_path / "worker.pid"
+    code = """
+        import os, sys, time
+        from umbel.cli.daemon import pidfile
+        with pidfile(sys.argv[1]):
+            if not os.fork():
+                time.sleep(60)
+                os._exit(0)
+            os.kill(os.getpid(), 9)
+    """
+    owner = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path)], start_new_session=True)
+    try:
+        owner.wait(30)
+        with pidfile(str(path)):
+            assert path.read_text() == f"{os.getpid()}\n"
+    finally:
+        os.killpg(owner.pid, signal.SIGKILL)
+
+
+@root_only
+def test_s27_the_pidfile_of_a_stranger_is_read_and_never_written_through(shared: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("1\n")
+    path = shared / "worker.pid"
+    path.symlink_to(precious)
+    strangers(path)
+    with pidfile(str(path)):
+        assert not path.is_symlink()
+    assert precious.read_text() == "1\n"
+
+
+@root_only
+def test_s27_a_pidfile_in_a_race_with_links_writes_nowhere_else(shared: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("")
+    pid = os.fork()
+    if not pid:
+        os.chdir(shared)
+        os.setuid(STRANGER)
+        while True:
+            for step in (lambda: os.symlink("../precious", "worker.pid"), lambda: os.unlink("worker.pid")):
+                with contextlib.suppress(OSError):
+                    step()
+    made = 0
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(Trouble), pidfile(str(shared / "worker.pid")):
+                made += 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert precious.read_text() == ""
+    assert made
+
+
 # -- S28: the SQLite file ----------------------------------------------------------------------------------------
 
 

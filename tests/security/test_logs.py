@@ -266,6 +266,32 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+CHILD = """
+import os, subprocess
+from umbel import Umbel
+app = Umbel("shop", broker=os.environ["URL"], backend=os.environ["URL"])
+
+@app.task(name="look")
+def look():
+    return subprocess.run(["ls", "-l", "/proc/self/fd"], close_fds=False, capture_output=True, text=True).stdout
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_s30_a_program_that_a_task_starts_gets_no_open_file_of_the_worker(
+    store: str, request: pytest.FixtureRequest, sqlite_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "looking.py").write_text(CHILD)
+    env = environment(URL=sqlite_url if store == "sqlite" else request.getfixturevalue("redis_url"))
+    code = "from looking import look\nprint(look.delay().get(timeout=20))"
+    with worker("looking", "-c", "1", "-l", "info", "--pidfile", "w.pid", cwd=tmp_path, env=env):
+        shown = run(code, cwd=tmp_path, env=env)
+    assert " 0 -> " in shown
+    for word in ("socket:", "umbel.db", "w.pid"):
+        assert word not in shown
+
+
 def test_s12_an_unreachable_broker_is_named_without_its_password(tmp_path: Path) -> None:
     url = f"redis://:{CANARY}@127.0.0.1:{free_port()}/0"
     (tmp_path / "guarded.py").write_text(PROGRAM.format(url=url))

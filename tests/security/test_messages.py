@@ -115,8 +115,8 @@ def test_s1_a_client_does_not_unpickle_a_result(app: Any, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root is refused")
 def test_s1_root_does_not_unpickle(tmp_path: Path) -> None:
-    code = "from umbel import Umbel\napp = Umbel('x', broker='memory://', accept_content=['json', 'pickle'])\n"
-    (tmp_path / "rooted.py").write_text(code)
+    code = "app = Umbel('x', broker='memory://', accept_content=['json', 'pickle'], accept_unsafe=True)\n"
+    (tmp_path / "rooted.py").write_text(f"from umbel import Umbel\n{code}")
     env = {name: value for name, value in os.environ.items() if name != "C_FORCE_ROOT"}
     command = [sys.executable, "-m", "umbel", "-A", "rooted", "worker", "-P", "solo"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
@@ -299,15 +299,6 @@ def test_s8_deep_nesting_is_refused_in_each_decoder(app: Any, content_type: str,
 def test_s8_deep_nesting_is_refused_in_an_envelope(app: Any) -> None:
     for raw in (b"[" * DEEP, b'{"headers":' * DEEP, b'{"body":"","headers":{"a":' + b"[" * DEEP + b"]" * DEEP + b"}}"):
         assert refusal(app, raw) == "undecodable"
-
-
-def test_s8_a_value_that_is_just_not_too_deep_is_carried_to_its_end(app: Any) -> None:
-    for depth in (100, 500, 900):
-        inject(app, task_message(b"[[" + b"[" * depth + b"]" * depth + b"], {}, {}]", id=f"deep-{depth}"))
-    with start_worker(app):
-        assert app.send_task("echo", [1]).get(timeout=20) == [[1], {}]
-        for depth in (100, 500, 900):
-            assert app.AsyncResult(f"deep-{depth}").get(timeout=20, propagate=False) is not None
 
 
 @pytest.mark.parametrize("raw", [b"9" * 5000, b"-" + b"9" * 5000, b"1e99999999999", b"NaN", b"Infinity", b"-Infinity"])

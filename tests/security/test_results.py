@@ -195,6 +195,29 @@ def test_s31_a_stored_traceback_has_no_local_values(app: Any) -> None:
     assert error.args == (13 - 1,)
 
 
+@pytest.mark.parametrize("chained", [False, True], ids=["task", "chain"])
+def test_s31_tracebacks_can_be_left_out_of_results(app: Any, chained: bool) -> None:
+    app.conf.result_store_traceback = False
+
+    @app.task
+    def careless() -> None:
+        raise ValueError("canary-text")
+
+    @app.task
+    def rest(value: Any) -> None:
+        pass
+
+    with start_worker(app):
+        result = (careless.s() | rest.s()).delay() if chained else careless.delay()
+        error = result.get(timeout=20, propagate=False)
+    assert (type(error), error.args) == (ValueError, ("canary-text",))
+    assert result.traceback is None
+    assert b"Traceback" not in app.backend.fetch([result.id])[result.id]
+    assert b"careless" not in app.backend.fetch([result.id])[result.id]
+    eager = careless.apply()
+    assert eager.traceback is not None, "what is in memory was not stored"
+
+
 def test_s32_ids_are_random_also_after_a_fork() -> None:
     def child(write: int) -> None:
         with os.fdopen(write, "w") as pipe:

@@ -237,8 +237,9 @@ def test_s21_it_is_checked_before_anything_is_unpacked_or_decoded(app: Any) -> N
 def test_s21_deep_headers_are_refused_and_harm_nothing(app: Any) -> None:
     message = sent(app)
     message.headers["deep"] = 1
-    raw = encode_envelope(message).replace(b'"deep":1', b'"deep":' + b"[" * 900 + b"]" * 900)
-    assert refusal(app, raw) == "bad_signature"
+    for depth, reason in ((200, "bad_signature"), (900, "undecodable")):
+        raw = encode_envelope(message).replace(b'"deep":1', b'"deep":' + b"[" * depth + b"]" * depth)
+        assert refusal(app, raw) == reason
 
 
 # -- keys and their change ---------------------------------------------------------------------------------------

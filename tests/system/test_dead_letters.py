@@ -54,6 +54,7 @@ def kill(path, cured):
 app.task(kill, name="kill")
 app.task(kill, name="kill_fail", on_lost="fail")
 app.task(kill, name="kill_once", acks_late=False)
+app.task(kill, name="kill_retry", retry_on_worker_lost=True, max_retries=1, default_retry_delay=1)
 
 
 @app.task(name="leave")
@@ -185,11 +186,42 @@ def test_a_poison_among_the_good_dies_alone_and_can_be_cured(site: Site) -> None
     assert site.app.dead.list() == [] and site.is_empty()
 
 
+def test_a_poison_is_cured_by_other_arguments(site: Site) -> None:
+    with site.worker("-c", "1"):
+        poison = site.send("kill", site.marks, site.cured)
+        with pytest.raises(MaxDeliveriesExceeded, match="3 deliveries"):
+            poison.get(timeout=30)
+        refused = site.umbel("dead", "requeue", poison.id, "--args", "[1]")
+        assert refused.returncode == 1 and "missing a required argument" in refused.stderr
+        assert len(site.app.dead.list()) == 1
+        harmless = json.dumps([str(site.marks), str(site.folder)])
+        done = site.umbel("dead", "requeue", poison.id, "--args", harmless)
+        assert done.returncode == 0, done.stderr
+        eventually(lambda: site.state(poison.id) == "SUCCESS")
+    assert site.runs() == 4 and site.app.dead.list() == [] and site.is_empty()
+
+
 def test_an_exit_of_its_own_is_a_crash_too(local: Site) -> None:
     with local.worker("-c", "1"), pytest.raises(MaxDeliveriesExceeded):
         local.send("leave", local.marks).get(timeout=30)
     shown = json.loads(local.umbel("dead", "list", "-o", "json").stdout)["data"]
     assert [crash["cause"] for crash in shown[0]["crashes"]] == ["exitcode 7"] * 3
+
+
+def test_a_loss_that_counts_as_a_retry(site: Site) -> None:
+    links = [site.app.signature("tell", args=(str(site.told),))]
+    with site.worker("-c", "1"):
+        lost = site.send("kill_retry", site.marks, site.cured, link_error=links)
+        with pytest.raises(WorkerLostError, match="SIGKILL"):
+            lost.get(timeout=30)
+        assert site.runs() == 2
+        eventually(lambda: site.told.exists() and site.told.read_text() == f"called {lost.id} WorkerLostError\n")
+
+        cured = site.send("kill_retry", site.marks, site.cured)
+        eventually(lambda: site.state(cured.id) == "RETRY")
+        site.cured.touch()
+        assert cured.get(timeout=30) == "cured"
+    assert site.is_empty() and site.app.dead.list() == []
 
 
 @pytest.mark.parametrize("name", ["kill_fail", "kill_once"])

@@ -107,7 +107,8 @@ def test_a_broker_that_is_away_is_a_failure(folder: Path) -> None:
 
 def test_what_waits_in_vain_and_what_died_is_told(folder: Path, redis_url: str) -> None:
     env = environment(
-        BROKER=redis_url, CONF="{'task_queues': ['celery', 'slow'], 'accept_content': ['json', 'pickle']}"
+        BROKER=redis_url,
+        CONF="{'task_queues': ['celery', 'slow'], 'accept_content': ['json', 'pickle'], 'accept_unsafe': 1}",
     )
     done = subprocess.run(
         [sys.executable, "-c", "import shop; shop.add.apply_async((1, 2), queue='slow'); shop.app.send_task('gone')"],
@@ -123,3 +124,30 @@ def test_what_waits_in_vain_and_what_died_is_told(folder: Path, redis_url: str) 
         assert found["queues"]["text"] == "1 messages wait in 'slow', and no worker consumes it"
         assert found["security"]["level"] == "warn"
         assert found["dead"]["text"] == "dead letters: 1 from 'celery'"
+
+
+def test_the_workers_of_rabbitmq_are_asked(folder: Path, rabbitmq_url: str) -> None:
+    env = environment(BROKER=rabbitmq_url, CONF="{'task_queues': ['celery', 'slow'], 'result_backend': None}")
+    none = findings(folder, env)[1]["workers"]
+    assert none["level"] == "warn" and none["text"].startswith("none answers")
+    with worker("shop", "-c", "1", "-l", "info", "-n", "w1@box", "-Q", "celery", cwd=folder, env=env):
+        code = "import shop; shop.add.apply_async((1, 2), queue='slow')"
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, timeout=60)
+        _, found = findings(folder, env)
+        assert found["workers"]["text"] == "1 alive: w1@box"
+        assert found["queues"]["text"] == "1 messages wait in 'slow', and no worker consumes it"
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("redis://:pw@192.0.2.1:1/0", "192.0.2.1"),
+        ("rediss://:pw@192.0.2.1:1/0", None),
+        ("redis://192.0.2.1:1/0", None),
+        ("redis://:pw@127.0.0.1:1/0", None),
+    ],
+)
+def test_s23_a_password_without_tls_is_told(url: str, warned: str | None) -> None:
+    from umbel.cli.doctor import _plain_password
+
+    assert _plain_password(url) == warned

@@ -390,6 +390,7 @@ def test_sighup_starts_anew_in_the_same_process(local: Site) -> None:
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM], [signal.SIGQUIT]])
 def test_a_worker_stops_while_its_broker_is_away(tmp_path: Path, pool: str, numbers: list[int]) -> None:
+    """F17. It cannot give back what it held, and ends in time all the same."""
     with RedisServer() as server:
         away = Site(tmp_path, server.url)
         conf = "{'worker_shutdown_timeout': 1.0}"
@@ -408,6 +409,7 @@ def test_a_worker_stops_while_its_broker_is_away(tmp_path: Path, pool: str, numb
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "solo"])
 def test_a_worker_that_waits_for_its_broker_can_be_stopped(tmp_path: Path, pool: str) -> None:
+    """F17. It has never reached its broker."""
     waiting = Site(tmp_path, "redis://127.0.0.1:1/0")
     running = WorkerProcess(
         [sys.executable, "-m", "umbel", "-A", "jobs", "worker", "-P", pool], waiting.folder, waiting.env

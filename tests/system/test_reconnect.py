@@ -135,7 +135,7 @@ def test_an_idle_connection_that_died_silently_costs_no_task(
     make: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A firewall forgot it: the server is asked before a message is entrusted to a connection that lay idle."""
-    monkeypatch.setattr(links, "_DOUBTED", 0.2)
+    monkeypatch.setattr(links, "DOUBTED", 0.2)
     app = make(proxy.url)
     app.send_task("plain", (0,))
     proxy.swallow()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def test_warm_gives_back_what_does_not_finish_in_time(site: Site) -> None:
     [([signal.SIGQUIT], 1), ([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGTERM, signal.SIGTERM], 143)],
 )
 def test_cold_gives_everything_back_at_once(local: Site, pool: str, numbers: list[int], status: int) -> None:
+    """F17. SIGQUIT, or a second signal to stop."""
     local.send("hold", str(local.marks), 60)
     with local.worker("-c", "1", "-P", pool, status=None) as running:
         local.started()
@@ -258,6 +260,30 @@ def test_it_can_run_in_the_background(local: Site) -> None:
     assert not (local.folder / "w.pid").exists()
     text = log.read_text()
     assert "succeeded in" in text and "ForkPoolWorker-1]" in text and "worker: Warm shutdown (MainProcess)" in text
+
+
+def test_in_the_background_it_keeps_its_pidfile_though_standard_input_is_closed(local: Site) -> None:
+    """The lock on the file goes with its descriptor, which must not have the number of the terminal's."""
+    from umbel.cli.daemon import _locked
+
+    command = f"exec {shlex.quote(sys.executable)} -m umbel -A jobs worker -P solo -D --pidfile w.pid -f w.log <&-"
+    started = subprocess.run(
+        ["sh", "-c", command], cwd=local.folder, env=local.env, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert started.returncode == 0, started.stderr
+    file = local.folder / "w.pid"
+    pid = int(file.read_text())
+    try:
+        assert _locked(str(file))
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not alive(pid))
+
+
+def test_statedb_is_taken_and_writes_no_file(local: Site) -> None:
+    with local.worker("-c", "1", "-S", "state.db") as running:
+        assert "-S state.db is not written: what is revoked is kept in a store." in running.output
+    assert not list(local.folder.glob("state*"))
 
 
 def test_stacks_are_dumped(local: Site) -> None:

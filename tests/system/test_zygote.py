@@ -33,6 +33,14 @@ def zygote() -> Iterator[Zygote]:
     made.close()
 
 
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def next_event(zygote: Zygote) -> Event:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -115,3 +123,38 @@ def test_stop_signals_to_the_whole_group_do_not_end_it(zygote: Zygote) -> None:
         os.kill(forked.pid, signal.SIGINT)
         sock.sendall(b"5")
         assert next_event(zygote) == Exited(forked.pid, 5)
+
+
+# Without the kernel's help, as on other platforms: the zygote has to see for itself that it is alone.
+KILLED = """
+import os, signal, sys
+from umbel.worker import zygote
+
+zygote.c_library = lambda: None
+
+def child(payload, sock):
+    sock.recv(1)
+    return 0
+
+made = zygote.Zygote.start(child)
+socks = [made.fork(key, b"") for key in range(2)]
+pids = []
+while len(pids) < 2:
+    pids += [event.pid for event in made.events()]
+print(made.pid, *pids, flush=True)
+if sys.argv[1] == "unread":
+    made.kill(pids[0], signal.SIGKILL)
+    import select
+    select.select([made], [], [])
+else:
+    made._sock.sendall(b"\\0\\0")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("left", ["unread", "half a request"])
+def test_a_killed_supervisor_takes_all_with_it_and_nothing_is_said(left: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, left], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    for pid in map(int, done.stdout.split()):
+        eventually(lambda pid=pid: not alive(pid))  # type: ignore[misc]
