@@ -25,6 +25,7 @@ class Peer(ABC):
     def __init__(self, url: str) -> None:
         self.url = url
         self.redis = redis.Redis.from_url(url)
+        self.rabbitmq: Any = None
         self.prepare()
 
     @abstractmethod
@@ -39,11 +40,25 @@ class Peer(ABC):
     @abstractmethod
     def left(self) -> int: ...
 
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a list of Redis or, if that is the broker, in a queue of RabbitMQ."""
+        if "BENCH_BROKER" not in os.environ:
+            return int(self.redis.llen(queue))
+        if self.rabbitmq is None:
+            from umbel import Umbel
+
+            self.rabbitmq = Umbel("look", broker=os.environ["BENCH_BROKER"], set_as_current=False).broker
+        return int(self.rabbitmq.size(queue))
+
     def fill(self, count: int) -> None:
         for _ in range(count):
             self.send()
 
     def round_trip(self) -> Callable[[], Any] | None:
+        return None
+
+    def chord(self) -> Callable[[int], Any] | None:
+        """Return what calls a body with the values of so many tasks, and waits for it."""
         return None
 
 
@@ -78,10 +93,16 @@ class UmbelPeer(Peer):
         ]
 
     def left(self) -> int:
-        return int(self.redis.llen("celery"))
+        return self.waiting("celery")
 
     def round_trip(self) -> Callable[[], Any]:
         return lambda: self.app.noop.delay().get(timeout=10)
+
+    def chord(self) -> Callable[[int], Any]:
+        from umbel import chord
+
+        noop, count = self.app.noop.si(), self.app.count.s()
+        return lambda size: chord((noop.clone() for _ in range(size)), count).apply_async().get(timeout=60)
 
 
 class CeleryPeer(Peer):
@@ -103,10 +124,16 @@ class CeleryPeer(Peer):
         ]  # fmt: skip
 
     def left(self) -> int:
-        return int(self.redis.llen("celery"))
+        return self.waiting("celery")
 
     def round_trip(self) -> Callable[[], Any]:
         return lambda: self.app.noop.delay().get(timeout=10)
+
+    def chord(self) -> Callable[[int], Any]:
+        from celery import chord
+
+        noop, count = self.app.noop.si(), self.app.count.s()
+        return lambda size: chord((noop.clone() for _ in range(size)), count).apply_async().get(timeout=60)
 
 
 class HueyPeer(Peer):
@@ -150,6 +177,8 @@ class DramatiqPeer(Peer):
         return [f"{BIN}/dramatiq", "apps.dramatiq_app", "-p", str(processes), "-t", "1"]
 
     def left(self) -> int:
+        if "BENCH_BROKER" in os.environ:
+            return self.waiting("default")
         return int(self.redis.hlen("dramatiq:default.msgs"))
 
     def round_trip(self) -> Callable[[], Any]:

@@ -1,6 +1,9 @@
 """Compare Umbel with its peers on one private Redis, in one run; print a table and write it as Markdown.
 
-    python benchmarks/run.py [--only umbel,celery] [--quick]
+    python benchmarks/run.py [--only umbel,celery] [--quick] [--rabbitmq]
+
+With ``--rabbitmq`` the messages go through a private RabbitMQ, confirmed for all, and the results to Redis;
+Umbel, Celery and Dramatiq are compared.
 
 Read the ratios, not the figures: this kind of machine changes its speed by a factor of two between runs.
 """
@@ -8,6 +11,7 @@ Read the ratios, not the figures: this kind of machine changes its speed by a fa
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import signal
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +131,8 @@ class Bench:
             time.sleep(0.5)
             figures["PSS MiB"], figures["RSS MiB"] = memory(process.pid)
             self.round_trips(peer, figures)
+            if (chord := peer.chord()) is not None:
+                self.chord(chord, figures)
         finally:
             self.stop(process)
 
@@ -142,6 +149,15 @@ class Bench:
             times.append((time.perf_counter() - started) * 1000)
         figures["round trip p50 ms"] = statistics.median(times)
         figures["round trip p99 ms"] = percentile(times, 0.99)
+
+    def chord(self, call: Callable[[int], Any], figures: dict[str, float]) -> None:
+        """A chord of 1,000, from the call to the result of its body; the median of three."""
+        size, times = int(1000 * self.scale), []
+        for _ in range(3):
+            started = time.perf_counter()
+            assert call(size) == size
+            times.append(time.perf_counter() - started)
+        figures[f"chord of {size:,} s"] = statistics.median(times)
 
     def umbel_load(self) -> None:
         """Keep two processes busy with 5 ms tasks, and with a mix of 1 ms and 2 s; say how busy they were."""
@@ -167,6 +183,7 @@ class Bench:
     def umbel_asyncio(self) -> None:
         """2,000 coroutines that sleep a second, a thousand at a time, in one process."""
         from apps.umbel_asyncio_app import app, nap
+
         from peers import UmbelPeer
 
         peer = UmbelPeer(self.url)
@@ -300,35 +317,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names of systems, separated by commas")
     parser.add_argument("--quick", action="store_true", help="a fifth of the work")
+    parser.add_argument("--rabbitmq", action="store_true", help="messages on RabbitMQ, results on Redis")
     chosen = parser.parse_args()
+    import umbel
     from peers import PEERS
+    from umbel.testing.servers import RabbitMQServer, RedisServer
 
-    from umbel.testing.servers import RedisServer
-
-    server = RedisServer()
+    # pip compiled the peers when it installed them; a tree that is worked on may not have been compiled at all.
+    compileall.compile_dir(str(Path(umbel.__file__).parent), quiet=1)
+    server, rabbitmq = RedisServer(), None
     server.start()
     try:
         bench = Bench(server.url, quick=chosen.quick)
         wanted = chosen.only.split(",") if chosen.only else [kind.name for kind in PEERS]
+        if chosen.rabbitmq:
+            rabbitmq = RabbitMQServer()
+            rabbitmq.start()
+            os.environ["BENCH_BROKER"] = rabbitmq.url
+            wanted = [name for name in wanted if name in ("umbel", "celery", "dramatiq")]
         peers = [kind(server.url) for kind in PEERS if kind.name in wanted]
         bench.enqueue(peers)
         for peer in peers:
             print(f"… {peer.name}", file=sys.stderr)
             bench.peer(peer)
-        if "umbel" in bench.figures:
+        if "umbel" in bench.figures and rabbitmq is None:
             bench.umbel_load()
             bench.umbel_asyncio()
             bench.figures["bare"] |= bare_loop(server.url)
     finally:
         server.stop()
-    if "umbel" in bench.figures:
+        if rabbitmq is not None:
+            rabbitmq.stop()
+    if "umbel" in bench.figures and rabbitmq is None:
         sqlite(bench.figures, bench.scale)
     text = table(bench.figures)
     print(text)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     header = f"Python {platform.python_version()}, {os.cpu_count()} cores. In brackets: Umbel's figure over theirs.\n\n"
-    (results / f"{time.strftime('%Y-%m-%d')}.md").write_text(header + text + "\n")
+    suffix = "-rabbitmq" if chosen.rabbitmq else ""
+    (results / f"{time.strftime('%Y-%m-%d')}{suffix}.md").write_text(header + text + "\n")
 
 
 if __name__ == "__main__":

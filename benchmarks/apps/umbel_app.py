@@ -5,12 +5,19 @@ import time
 
 from umbel import Umbel
 
-app = Umbel("bench", broker=os.environ.get("BENCH_URL"), backend=os.environ.get("BENCH_URL"))
+url = os.environ.get("BENCH_URL")
+app = Umbel("bench", broker=os.environ.get("BENCH_BROKER", url), backend=url)
+app.conf.history_file = os.environ.get("BENCH_HISTORY")
 
 
 @app.task(name="noop")
 def noop() -> None:
     return None
+
+
+@app.task(name="count")
+def count(values: list[None]) -> int:
+    return len(values)
 
 
 @app.task(name="work")
