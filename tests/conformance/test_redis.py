@@ -11,6 +11,7 @@ import pytest
 
 from redis_support import Lossy, consumer_of, opened
 from umbel.backends.redis import RedisBackend
+from umbel.brokers.redis import leases as leases_module
 from umbel.exceptions import BrokerError, LeaseLost, OperationalError, PublishUnknown
 from umbel.interfaces import Place, PublishStatus, Requeue, Settlement, StoreLocation
 from umbel.message import Message
@@ -265,6 +266,28 @@ class TestWaiting:
         assert consumer.wait(30.0)
         (held,) = consumer.reserve(1)
         assert (held.raw, held.queue) == (b"{}", "q")
+
+
+def test_what_was_applied_is_told_although_the_lease_ended(
+    closing: Any, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its holds are reaped; over a new connection it looks for holds before it reserves."""
+    monkeypatch.setattr(leases_module, "BATCH", 1)
+    clock = FakeClock()
+    broker = opened(closing, redis_url, clock)
+    broker.publish([outgoing(b"%d" % number) for number in range(3)])
+    consumer, leases, _ = consumer_of(closing, broker)
+    first, second, _ = consumer.reserve(3)
+    clock.advance(31)
+    (suspect,) = leases.suspects()
+    assert (leases.reap(suspect).left, broker.size("q")) == (2, 1)
+    consumer._link.drop()
+    assert not consumer.settle([Settlement(delivery=first)]).refused
+    settled = consumer.settle([Settlement(delivery=second)], reserve=1)
+    assert not settled.refused and not settled.deliveries
+    assert broker.size("q", Place.HELD) == 0
+    with pytest.raises(LeaseLost):
+        consumer.reserve(1)
 
 
 class TestClocks:

@@ -94,6 +94,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     ways: ClassVar[Ways]
     open: ClassVar[Callable[[FakeClock, dict[str, Any]], tuple[Any, Any]]]
+    disconnect: ClassVar[Callable[[Any], None]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,6 +380,11 @@ class BrokerMachine(RuleBasedStateMachine):
             client.leases.close()
 
     @rule(data=st.data())
+    def a_connection_breaks(self, data: st.DataObject) -> None:
+        """Between two calls: nobody notices, but the next call comes by another connection."""
+        type(self).disconnect(self.client(data).consumer)
+
+    @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(self.clients), min_size=1, max_size=4, unique_by=id))
         self.renewed([client.id for client in chosen])
@@ -566,10 +572,17 @@ def profile(examples: int) -> settings:
     )
 
 
-def run(opening: Callable[..., tuple[Any, Any]], ways: Ways, examples: int) -> None:
+def stay(consumer: Any) -> None:
+    """This driver has no connections."""
+
+
+def run(
+    opening: Callable[..., tuple[Any, Any]], ways: Ways, examples: int, disconnect: Callable[[Any], None] = stay
+) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    machine = type("Machine", (BrokerMachine,), {"open": staticmethod(opening), "ways": ways})
+    ways_of = {"open": staticmethod(opening), "disconnect": staticmethod(disconnect), "ways": ways}
+    machine = type("Machine", (BrokerMachine,), ways_of)
     run_state_machine_as_test(machine, settings=profile(examples))
 
 
@@ -631,4 +644,7 @@ def test_redis(small_batches: int, redis_server: RedisServer) -> None:
         results = url.removesuffix("/0") + "/1"
         return RedisBroker(url, options=options, clock=clock), RedisBackend(results, options={}, clock=clock)
 
-    run(opening, Ways(keeps_position=False, latest_first=True, reap_batch=small_batches), 120)
+    def disconnect(consumer: Any) -> None:
+        consumer._link.drop()
+
+    run(opening, Ways(keeps_position=False, latest_first=True, reap_batch=small_batches), 120, disconnect)

@@ -176,6 +176,8 @@ def test_a_chord_that_waits_is_seen_and_cancelled(shop: Shop) -> None:
         assert "workflows retry" not in page
         assert "[.] report  3/4, waiting for hold" in shop.umbel("graph", id)
         assert "3 tasks revoked." in shop.act("/workflows/cancel", root=id), "hold, report and what follows it"
+        # A worker looks for revocations now and then; what it starts before it has seen them is not stopped.
+        eventually(lambda: len(shop.app.control.inspect().revoked()["w1@box"]) == 3)
         (shop.folder / "go").touch()
         shop.known(id, SUCCESS=4, REVOKED=1)
     page = shop.get(f"/workflow?root={id}")

@@ -233,7 +233,7 @@ class RedisConsumer(Consumer):
         elif reserve and not gone:
             try:
                 deliveries = list(self.reserve(reserve))
-            except OperationalError:
+            except (OperationalError, LeaseLost):
                 # What the settle answered is known only here. The next reserve finds out for itself.
                 self._armed = self._told = False
         return Settled(refused=tags, complete=claims, deliveries=deliveries)
