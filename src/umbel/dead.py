@@ -186,13 +186,16 @@ class Dead:
 
     def arguments(self, letter: DeadLetter) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return the arguments of the call, or None where they cannot be read by the app's ``accept_content``."""
+        call = self._call(letter)
+        return None if call is None else (tuple(call.args), call.kwargs)
+
+    def _call(self, letter: DeadLetter) -> Call | None:
         if letter.message is None:
             return None
         try:
-            call = decode_call(letter.message, accepted_by(self._app.conf))
+            return decode_call(letter.message, accepted_by(self._app.conf))
         except CeleryError:
             return None
-        return tuple(call.args), call.kwargs
 
     def shown(self, letter: DeadLetter) -> tuple[Any, Any, bool] | None:
         """Return the arguments as people may see them, and whether something is hidden; None as :meth:`arguments`.
@@ -210,6 +213,19 @@ class Dead:
         if task is None and any(HIDDEN in str(text) for text in reprs):
             return reprs[0], reprs[1], True
         return list(found[0]), found[1], False
+
+    def is_plain(self, letter: DeadLetter) -> bool:
+        """Return whether the message may be shown as it is: it hides nothing, nor holds calls that may.
+
+        Those are the calls of tasks that follow. A message that cannot be read goes by what its sender hides.
+        """
+        call = self._call(letter)
+        if call is None:
+            headers = {} if letter.message is None else letter.message.headers
+            return not any(HIDDEN in str(headers.get(name)) for name in _REPRS)
+        shown = self.shown(letter)
+        follows = call.chain or call.chord or call.callbacks or call.errbacks
+        return not follows and shown is not None and not shown[2]
 
     # -- inside --------------------------------------------------------------------------------------------------
 

@@ -157,6 +157,28 @@ def test_s13_dead_letters_of_a_task_that_is_not_known_here(app: Any, sqlite_url:
     other.close()
 
 
+def test_s13_a_dead_letter_that_holds_the_calls_of_others_is_not_shown_as_it_is(sqlite_url: str) -> None:
+    client = Umbel("client", broker=sqlite_url, set_as_current=False)
+    other = Umbel("other", broker=sqlite_url, set_as_current=False, task_unknown_backoff=(0.01,))
+    first = client.signature("first")
+    login = client.signature("login", args=("bob", CANARY), immutable=True)
+    first.apply_async(task_id="alone")
+    first.apply_async(task_id="followed", link=login)
+    first.apply_async(task_id="failed", link_error=login)
+    first.clone().set(chain=[login]).apply_async(task_id="chained")
+    first.apply_async(task_id="unread", serializer="yaml")
+    first.apply_async(task_id="hidden", serializer="yaml", argsrepr="***")
+    with start_worker(other):
+        eventually(lambda: other.broker.size("celery", Place.DEAD) == 6)
+    reader = Umbel("reader", broker=sqlite_url, set_as_current=False, accept_content=["json"])
+    plain = {letter.task_id: reader.dead.is_plain(letter) for letter in reader.dead.list()}
+    assert plain == {
+        "alone": True, "followed": False, "failed": False, "chained": False, "unread": True, "hidden": False
+    }  # fmt: skip
+    for each in (client, other, reader):
+        each.close()
+
+
 PROGRAM = """
 from umbel import Umbel
 app = Umbel("shop", broker={url!r}, backend={url!r})

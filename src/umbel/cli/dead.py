@@ -285,13 +285,13 @@ def _brief(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _full(app: Any, letter: DeadLetter) -> dict[str, Any]:
-    args, kwargs, hidden = app.dead.shown(letter) or (None, None, False)
+    args, kwargs, _ = app.dead.shown(letter) or (None, None, False)
     return {
         **_brief(letter),
         "args": args,
         "kwargs": kwargs,
         "traceback": letter.traceback,
-        "raw": None if hidden else base64.b64encode(letter.raw).decode("ascii"),
+        "raw": base64.b64encode(letter.raw).decode("ascii") if app.dead.is_plain(letter) else None,
     }
 
 
