@@ -18,10 +18,17 @@ from umbel.cli.main import cli
 from umbel.exceptions import ImproperlyConfigured
 from umbel.message import decode_envelope
 from umbel.periodic.sending import task_id_at
-from umbel.schedules import clocked, crontab, schedule
+from umbel.schedules import BaseSchedule, clocked, crontab, schedule
 from umbel.schedules.notes import notes
 
 BERLIN = ZoneInfo("Europe/Berlin")
+
+
+class Broken(BaseSchedule):
+    """A schedule of a user's own that fails."""
+
+    def next_after(self, moment: datetime, *, zone: Any = UTC) -> datetime | None:
+        raise ZeroDivisionError("of my own")
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -71,6 +78,21 @@ def test_what_there_is(app: Umbel) -> None:
     assert "args:" in umbel("show", "night").stdout
     missing = umbel("show", "nihgt", "-o", "json", status=3)
     assert json.loads(missing.stderr)["error"]["message"].startswith("there is no entry 'nihgt'")
+
+
+def test_one_entry_that_fails_does_not_hide_the_others(app: Umbel) -> None:
+    app.conf.beat_schedule = {**app.conf.beat_schedule, "mine": {"task": "add", "schedule": Broken()}}
+    listed = {each["name"]: (each["next"] is not None, each["trouble"]) for each in data("list")}
+    assert listed == {
+        "hourly": (True, None), "mine": (False, "ZeroDivisionError: of my own"), "night": (True, None)
+    }  # fmt: skip
+    assert "ZeroDivisionError: of my own" in umbel("list").stdout
+    assert data("show", "mine")["trouble"] == "ZeroDivisionError: of my own"
+
+
+def test_s13_what_a_task_hides_is_not_shown(app: Umbel) -> None:
+    app.tasks["add"].sensitive = ("y",)
+    assert (data("show", "hourly")["args"], data("show", "hourly")["kwargs"]) == ([2], {"y": "***"})
 
 
 def test_what_comes_next_and_what_clocks_do(app: Umbel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ def list_(target: Target, output: str | None) -> None:
             "when": lambda each: str(each["when"]),
             "task": lambda each: str(each["task"]),
             "state": lambda each: "on" if each["enabled"] else "off",
-            "next": lambda each: str(each["next"] or "-"),
+            "next": lambda each: str(each["next"] or each["trouble"] or "-"),
             "last": lambda each: str(each["last_run_at"] or "-"),
             "by": lambda each: "program" if each["declared"] else "store",
         }
@@ -119,11 +119,12 @@ def show_(target: Target, name: str, output: str | None) -> None:
     with _opened(target, output) as found:
         line = found.get(name)
         entry, record = line.entry, line.record
+        args, kwargs = found.shown(entry)
         body = {
             **_brief(found, line),
             "timezone": str(entry.schedule.local_zone(found.zone)),
-            "args": list(entry.args),
-            "kwargs": dict(entry.kwargs),
+            "args": list(args),
+            "kwargs": kwargs,
             "options": dict(entry.options),
             "catch_up": entry.catch_up,
             "deadline": entry.deadline,
@@ -175,7 +176,12 @@ def _brief(found: Any, line: Line) -> dict[str, Any]:
     from umbel.periodic.recurrence import in_words
 
     entry, record = line.entry, line.record
-    coming = found.next(entry.name, count=1) if entry.enabled else ()
+    coming: Sequence[Fire] = ()
+    trouble = None
+    try:
+        coming = found.coming(line, count=1) if entry.enabled else ()
+    except Exception as error:  # A schedule of the user's own may raise anything; the other entries are shown still.
+        trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return {
         "name": entry.name,
         "task": entry.task,
@@ -183,6 +189,7 @@ def _brief(found: Any, line: Line) -> dict[str, Any]:
         "enabled": entry.enabled,
         "declared": line.declared,
         "next": coming[0].at.isoformat(timespec="seconds") if coming else None,
+        "trouble": trouble,
         "last_run_at": moment(record.last_run_at),
         "count": record.count,
     }

@@ -13,10 +13,12 @@ import msgspec
 from umbel import states
 from umbel.interfaces import Outgoing, Write
 from umbel.jsoncodec import json_dumps, json_loads
+from umbel.periodic.entry import Entry
 from umbel.periodic.sending import ATOMIC, messages, task_id_at
 from umbel.periodic.table import Fired, Line, Table
 from umbel.schedules.notes import notes
 from umbel.schedules.zones import utc
+from umbel.sensitive import veil_of
 from umbel.utils.identity import uuid
 
 logger = logging.getLogger("celery.beat")
@@ -133,6 +135,14 @@ class Schedules:
             found.append(Fire(name=entry.name, task=entry.task, at=due.astimezone(shown), notes=said))
             before = due
         return found
+
+    def shown(self, entry: Entry) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return the arguments of an entry as people may see them: ``***`` for what its task's ``sensitive`` hides."""
+        veil = veil_of(self._app.registry.get(entry.task))
+        if veil is None:
+            return entry.args, dict(entry.kwargs)
+        args, kwargs = veil.values(entry.args, entry.kwargs)
+        return args, kwargs
 
     # -- sending -------------------------------------------------------------------------------------------------
 

@@ -68,9 +68,7 @@ def schedule(ask: Ask) -> Reply:
     """Show one entry: what it sends, when, and what it has sent."""
     line = _named(ask, ask.text("name", most=_LONGEST_NAME))
     entry, history = line.entry, ask.site.recording.history
-    args, kwargs = list(entry.args), dict(entry.kwargs)
-    if (veil := veil_of(ask.app.registry.get(entry.task))) is not None:
-        args, kwargs = veil.values(args, kwargs)
+    args, kwargs = ask.app.schedules.shown(entry)
     sent = list(reversed(line.record.history))
     known = {each.task_id: history.task(each.task_id) for each in sent if each.task_id} if history is not None else {}
     row = _row(ask, line, _SHOWN)
