@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, Final, Self
 
 from umbel.context import Context
 from umbel.current import Frame, app_or_default, frames, get_current_app, pop_frame, push_frame, top_frame
-from umbel.exceptions import MaxRetriesExceededError, OperationalError
+from umbel.exceptions import CeleryWarning, MaxRetriesExceededError, OperationalError
 from umbel.handlers import Handlers
 from umbel.loading import symbol_by_name
 
@@ -41,6 +42,14 @@ _PLANNED: Final = frozenset(FROM_CONFIG) | {
     "queue", "exchange", "routing_key", "expires", "delivery_mode", "compression", "immediate", "mandatory", "typing",
     "name", "sensitive",
 }  # fmt: skip
+
+
+def _warn_of_backend(task: str) -> None:
+    text = (
+        f"task {task}: its backend is not used; results are kept where the app's result_backend says, which is where "
+        "its callers look"
+    )
+    warnings.warn(CeleryWarning(text), stacklevel=4)
 
 
 class _Attribute:
@@ -187,7 +196,6 @@ class BoundTask(Handlers):
     from_config: ClassVar[tuple[tuple[str, str], ...]] = tuple(FROM_CONFIG.items())
 
     _app: Any = None
-    _backend: Any = None
     _plan: Any = None
     _decorated: bool = False
     _annotated: bool = False
@@ -199,6 +207,10 @@ class BoundTask(Handlers):
             # An attribute that a class or the decorator sets to None means "as the settings say".
             if name in own and own[name] is None:
                 setattr(cls, name, attribute)
+        if "backend" in own and not isinstance(given := own["backend"], property):
+            del cls.backend
+            if given is not None:
+                _warn_of_backend(str(own.get("name") or cls.__name__))
         if own.get("name") and not own.get("abstract") and not own.get("_decorated") and _has_run(cls):
             _declared[own["name"]] = weakref.ref(cls)
 
@@ -236,12 +248,13 @@ class BoundTask(Handlers):
 
     @property
     def backend(self) -> Any:
-        """Where this task's results are kept: its own backend if it was given one, else the app's."""
-        return self._backend if self._backend is not None else self.app.backend
+        """Where the results are kept: by the app, for all of its tasks. Another one is refused with a warning."""
+        return self.app.backend
 
     @backend.setter
     def backend(self, backend: Any) -> None:
-        self._backend = backend
+        if backend is not None and backend is not self.app.backend:
+            _warn_of_backend(self.name)
 
     @classmethod
     def annotate(cls, app: Any) -> None:

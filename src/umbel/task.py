@@ -268,4 +268,4 @@ class Task(Composing, Generic[P, R]):
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:
         """Return the result of a call of this task by its id."""
         kwargs.setdefault("task_name", self.name)
-        return cast("AsyncResult[R]", self.app.AsyncResult(task_id, backend=self._backend, **kwargs))
+        return cast("AsyncResult[R]", self.app.AsyncResult(task_id, **kwargs))

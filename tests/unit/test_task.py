@@ -15,6 +15,7 @@ from umbel import Task, Umbel, current_task, states
 from umbel.context import Context
 from umbel.current import get_current_worker_task
 from umbel.exceptions import (
+    CeleryWarning,
     DuplicateTaskNameWarning,
     EncodeError,
     Ignore,
@@ -256,6 +257,25 @@ def in_worker(task: Any, call: Call | None = None, **fields: Any) -> Any:
         return error
     finally:
         task.pop_request()
+
+
+class TestBackend:
+    """Results are kept by the app, and looked for there: a backend that a task alone has would be asked in vain."""
+
+    def test_one_of_a_tasks_own_is_refused_with_a_warning(self, app: Umbel) -> None:
+        with pytest.warns(CeleryWarning, match="task mine: its backend is not used; .* result_backend"):
+            mine = app.task(name="mine", backend=object())(lambda: 1)
+        assert mine.backend is app.backend
+        with pytest.warns(CeleryWarning, match="task mine"):
+            mine.backend = object()
+        assert mine.backend is app.backend
+        assert mine.AsyncResult("some id").backend is app.backend
+
+    @pytest.mark.filterwarnings("error")
+    def test_the_apps_own_is_taken(self, app: Umbel) -> None:
+        mine = app.task(name="mine", backend=None)(lambda: 1)
+        mine.backend = app.backend
+        assert mine.backend is app.backend
 
 
 class TestRetry:

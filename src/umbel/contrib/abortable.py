@@ -44,7 +44,7 @@ class AbortableTask(Task[..., Any]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AbortableAsyncResult:
         """Return the result of a call of this task by its id."""
-        return AbortableAsyncResult(task_id, backend=self._backend, app=self.app)
+        return AbortableAsyncResult(task_id, app=self.app)
 
     def is_aborted(self, task_id: str | None = None) -> bool:
         """Say whether the running attempt, or the task of this id, was asked to stop. Asks the backend each time."""
