@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 class WorkerProcess:

@@ -18,7 +18,7 @@ from umbel.brokers.rabbitmq.address import parse_url
 from umbel.brokers.rabbitmq.broker import RabbitBroker
 from umbel.brokers.rabbitmq.consumer import RabbitConsumer
 from umbel.brokers.rabbitmq.link import ChannelClosed
-from umbel.brokers.rabbitmq.topology import _steps, delay_route
+from umbel.brokers.rabbitmq.topology import _parts, delay_route
 from umbel.exceptions import EncodeError, ImproperlyConfigured, OperationalError, PublishUnknown
 from umbel.interfaces import (
     ACK,
@@ -304,6 +304,22 @@ class TestDelays:
         broker.publish([outgoing(b"x", not_before=self._late(0.5))])
         assert bodies(take(rabbit.consumer(broker))) == [b"x"]
 
+    def test_levels_that_are_there_already_are_used_as_they_are(
+        self, rabbit: Rabbit, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        channel = rabbit.link().channel()
+        for level, part in zip(range(27, -1, -1), _parts("classic"), strict=False):
+            if level in (27, 23, 22, 1, 0):
+                for step in part:
+                    channel.call(step.name, step.args, step.answer)
+        broker = rabbit.broker(QueueSpec(name="q"), delay_queue_type="quorum")
+        told = [text for text in caplog.messages if "is there already, with other arguments" in text]
+        assert [text.partition(" is there")[0] for text in told] == [
+            f"The queue 'celery_delayed_{level}'" for level in (27, 23, 22, 1, 0)
+        ]
+        broker.publish([outgoing(b"x", not_before=self._late(1.5))])
+        assert bodies(take(rabbit.consumer(broker))) == [b"x"]
+
     def test_who_declares_queues_declares_the_delays(self, rabbit: Rabbit) -> None:
         rabbit.broker(QueueSpec(name="q"))
         args = frames.declare_exchange("celery_delayed_delivery", "topic", passive=True)
@@ -314,7 +330,7 @@ class TestDelays:
         failed: list[str] = []
         with Proxy(rabbit.url) as proxy:
             broker = rabbit.broker(url=proxy.url)
-            proxy.delay(0.03)
+            proxy.delay(0.1)
 
             def sent() -> bool:
                 try:
@@ -394,7 +410,7 @@ class TestDelays:
 
     def test_whoever_declared_crashed_before_the_last_step(self, rabbit: Rabbit) -> None:
         channel = rabbit.link().channel()
-        for step in list(_steps("classic"))[:-1]:
+        for step in [step for part in _parts("classic") for step in part][:-1]:
             channel.call(step.name, step.args, step.answer)
         broker = rabbit.broker(QueueSpec(name="q"))
         broker.publish([outgoing(b"x", not_before=self._late(1.5))])

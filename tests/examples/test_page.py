@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support import copy_example, environment, eventually, worker
+from umbel.testing.servers import free_port
 
 if shutil.which("chromedriver") is None and not os.environ.get("CI"):
     pytest.skip("chromedriver is missing: apt-get install chromium chromium-driver", allow_module_level=True)
@@ -48,9 +49,7 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
 def test_bars_move_and_end(browser: webdriver.Chrome, tmp_path: Path) -> None:
     home = copy_example("progress_page", tmp_path)
     env = environment(UMBEL_HOME=str(tmp_path / "home"), PAUSE="0.1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flask = subprocess.Popen(
         [sys.executable, "-m", "flask", "--app", "page", "run", "--port", str(port)],
         cwd=home,
@@ -97,7 +96,7 @@ def _watch(browser: webdriver.Chrome) -> None:
         if shot := os.environ.get("SCREENSHOT"):
             browser.save_screenshot(shot)
         time.sleep(0.1)
-    assert all(len(widths) > 3 for widths in seen), seen
+    assert all(widths - {"", "width: 0%;", "width: 100%;"} for widths in seen), seen
     texts = [line.text for line in browser.find_elements(By.CSS_SELECTOR, ".line")]
     assert all("Task completed! Result: 32" in text and "100%" in text for text in texts), texts
     assert not browser.find_element(By.ID, "none").is_displayed()

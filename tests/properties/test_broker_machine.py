@@ -597,7 +597,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-pytestmark = pytest.mark.timeout(3600 if EXAMPLES or SHRINK else 60)
+pytestmark = pytest.mark.timeout(3600 if EXAMPLES or SHRINK else 300)
 
 
 def test_memory(small_batches: int) -> None:

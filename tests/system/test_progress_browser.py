@@ -35,6 +35,7 @@ from umbel import Umbel
 from umbel.contrib.progress.asgi import Progress as AsgiProgress
 from umbel.contrib.progress.flask import Progress as FlaskProgress
 from umbel.progress import as_meta
+from umbel.testing.servers import free_port
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -266,9 +267,7 @@ def test_an_address_that_has_expired_says_so(browser: webdriver.Chrome, app: Umb
 def test_the_example(browser: webdriver.Chrome, tmp_path: Path) -> None:
     home = copy_example("progress", tmp_path)
     env = environment(UMBEL_HOME=str(tmp_path / "home"), PAUSE="0.1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     complaints(browser)
     with worker("tasks", "-l", "info", "-c", "1", cwd=home, env=env):
         command = [sys.executable, "-m", "flask", "--app", "page", "run", "--port", str(port)]

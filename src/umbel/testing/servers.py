@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ _CLEANER = """
 
 
 _guard = Guard()
+_ports = random.SystemRandom()
 atexit.register(_guard.close)
 
 
@@ -62,11 +64,16 @@ def require(binary: str, install: str) -> str:
 
 
 def free_port() -> int:
-    """Return a loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that nothing listens on now.
+
+    None of those that the system gives to connections: one of them would have it before a server has started.
+    """
+    for _ in range(100):
+        port = _ports.randrange(10240, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port on 127.0.0.1 between 10240 and 32767")
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:

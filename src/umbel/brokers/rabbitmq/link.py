@@ -74,16 +74,25 @@ class Channel:
     def ask(self, data: bytes, *answers: Method, timeout: float = LONGEST) -> tuple[Method, Any]:
         """Do :meth:`call` for frames that are written already."""
         deadline = time.monotonic() + timeout
+        self.start(data, *answers, timeout=timeout)
+        return self.answer(*answers, timeout=deadline - time.monotonic())
+
+    def start(self, data: bytes, *answers: Method, timeout: float = LONGEST) -> None:
+        """Write frames, and keep what answers them for :meth:`answer`: one of each kind at a time."""
+        if self.closed is not None:
+            raise self.closed
         for answer in answers:
             self._calls[answer] = None
+        self.link.write(data, time.monotonic() + timeout)
+
+    def answer(self, *answers: Method, timeout: float = LONGEST) -> tuple[Method, Any]:
+        """Wait for one of these answers to what was started; return which it was and its arguments or content."""
+        deadline = time.monotonic() + timeout
         try:
-            if self.closed is not None:
-                raise self.closed
-            self.link.write(data, deadline)
             while True:
                 for answer in answers:
-                    if self._calls[answer] is not None:
-                        return answer, self._calls[answer]
+                    if (found := self._calls.get(answer)) is not None:
+                        return answer, found
                 if self.closed is not None:
                     raise self.closed
                 if not self.link.read(deadline - time.monotonic()) and time.monotonic() >= deadline:
