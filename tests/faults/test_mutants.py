@@ -65,8 +65,8 @@ MUTANTS = [
         "requeue puts messages at the tail",
         "redis",
         "redis/give.lua",
-        "if not crashed then return call('RPUSH', list_key(m.queue, m.step), m.raw) end",
-        "if not crashed then return call('LPUSH', list_key(m.queue, m.step), m.raw) end",
+        "if not crashed then return push('RPUSH', list_key(m.queue, m.step), m.raw) end",
+        "if not crashed then return push('LPUSH', list_key(m.queue, m.step), m.raw) end",
     ),
     Mutant(
         "renew revives who was reaped",
