@@ -87,3 +87,12 @@ def veil_of(task: Any) -> Veil | None:
     veil = Veil(task, names)
     task._veil = sensitive, veil
     return veil
+
+
+def shown_call(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call as people may see them: ``***`` for what the task's ``sensitive`` hides."""
+    veil = veil_of(task)
+    if veil is None:
+        return list(args), dict(kwargs)
+    shown, named = veil.values(args, kwargs)
+    return shown, named

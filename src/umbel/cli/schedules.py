@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -123,7 +123,7 @@ def show_(target: Target, name: str, output: str | None) -> None:
         body = {
             **_brief(found, line),
             "timezone": str(entry.schedule.local_zone(found.zone)),
-            "args": list(args),
+            "args": args,
             "kwargs": kwargs,
             "options": dict(entry.options),
             "catch_up": entry.catch_up,
@@ -176,12 +176,7 @@ def _brief(found: Any, line: Line) -> dict[str, Any]:
     from umbel.periodic.recurrence import in_words
 
     entry, record = line.entry, line.record
-    coming: Sequence[Fire] = ()
-    trouble = None
-    try:
-        coming = found.coming(line, count=1) if entry.enabled else ()
-    except Exception as error:  # A schedule of the user's own may raise anything; the other entries are shown still.
-        trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    coming, error = found.glance(line, count=1)
     return {
         "name": entry.name,
         "task": entry.task,
@@ -189,7 +184,7 @@ def _brief(found: Any, line: Line) -> dict[str, Any]:
         "enabled": entry.enabled,
         "declared": line.declared,
         "next": coming[0].at.isoformat(timespec="seconds") if coming else None,
-        "trouble": trouble,
+        "trouble": None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())}",
         "last_run_at": moment(record.last_run_at),
         "count": record.count,
     }

@@ -19,7 +19,7 @@ from umbel.history.rows import TaskRow
 from umbel.interfaces import Sighting
 from umbel.message import decode_call, decode_envelope
 from umbel.publishing import build
-from umbel.sensitive import HIDDEN, veil_of
+from umbel.sensitive import HIDDEN, shown_call, veil_of
 from umbel.serialization import accepted_by
 from umbel.signing import verifier_of
 
@@ -101,12 +101,7 @@ class Editor(Replayer):
         """Return the arguments as people may see them, ``***`` for what is hidden; None where they are not to be."""
         if original.arguments is None or original.secret:
             return None
-        args, kwargs = original.arguments
-        veil = veil_of(self._app.registry.get(original.task))
-        shown: tuple[list[Any], dict[str, Any]] = (
-            (list(args), dict(kwargs)) if veil is None else veil.values(args, kwargs)
-        )
-        return shown
+        return shown_call(self._app.registry.get(original.task), *original.arguments)
 
     def check(self, original: Original, changes: Changes) -> None:
         """Raise what :meth:`send` would raise, and change nothing.

@@ -18,7 +18,7 @@ from umbel.periodic.sending import ATOMIC, messages, task_id_at
 from umbel.periodic.table import Fired, Line, Table
 from umbel.schedules.notes import notes
 from umbel.schedules.zones import utc
-from umbel.sensitive import veil_of
+from umbel.sensitive import shown_call
 from umbel.utils.identity import uuid
 
 logger = logging.getLogger("celery.beat")
@@ -136,13 +136,16 @@ class Schedules:
             before = due
         return found
 
+    def glance(self, line: Line, *, count: int) -> tuple[Sequence[Fire], Exception | None]:
+        """Do :meth:`coming` for one of many: none if it is not enabled, and what its schedule raises is returned."""
+        try:
+            return (self.coming(line, count=count) if line.entry.enabled else ()), None
+        except Exception as error:  # A schedule of the user's own may raise anything; the others are shown still.
+            return (), error
+
     def shown(self, entry: Entry) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return the arguments of an entry as people may see them: ``***`` for what its task's ``sensitive`` hides."""
-        veil = veil_of(self._app.registry.get(entry.task))
-        if veil is None:
-            return entry.args, dict(entry.kwargs)
-        args, kwargs = veil.values(entry.args, entry.kwargs)
-        return args, kwargs
+        return shown_call(self._app.registry.get(entry.task), entry.args, entry.kwargs)
 
     # -- sending -------------------------------------------------------------------------------------------------
 

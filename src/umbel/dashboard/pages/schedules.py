@@ -255,13 +255,13 @@ def _fits(line: Line, wanted: str) -> bool:
 
 def _row(ask: Ask, line: Line, count: int) -> Row:
     entry, found = line.entry, ask.app.schedules
-    said: dict[str, Any] = {}
-    try:
-        said["fires"] = found.coming(line, count=count) if entry.enabled else ()
-    except Exception as error:  # A schedule of the user's own may raise anything; the other entries are shown still.
-        logger.warning("The times of the schedule entry %r cannot be told", entry.name, exc_info=True)
-        said["trouble"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return Row(line=line, when=in_words(entry.schedule), zone=str(entry.schedule.local_zone(found.zone)), **said)
+    trouble = ""
+    fires, error = found.glance(line, count=count)
+    if error is not None:
+        logger.warning("The times of the schedule entry %r cannot be told", entry.name, exc_info=error)
+        trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    zone = str(entry.schedule.local_zone(found.zone))
+    return Row(line=line, when=in_words(entry.schedule), zone=zone, fires=fires, trouble=trouble)
 
 
 def _week(ask: Ask, line: Line) -> Week | None:
